@@ -1,0 +1,13 @@
+//! The ground floor: what every Cognitora process shares, and nothing that one of them owns alone.
+//!
+//! * [`digest`]: chained BLAKE3 block digests, the name of a prefix.
+//! * [`wire`]: what control and the data planes of one node say to each other over a Unix socket.
+//! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
+//!
+//! It knows no HTTP, no engine protocol and no runtime: all of it is plain functions over bytes.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod crash;
+pub mod digest;
+pub mod wire;

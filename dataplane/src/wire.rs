@@ -1,0 +1,358 @@
+//! The local wire: what control and the data planes of one node say over control's Unix socket.
+//!
+//! A data plane dials, says [`FromPlane::Hello`] and then receives a [`ToPlane::Snapshot`] each time
+//! the desired or observed state changes. Control may also ask [`ToPlane::Explain`], which is answered
+//! by [`FromPlane::Explained`] with the same `id`. Either side may hang up at any time: a data plane
+//! goes on with its last snapshot and dials again.
+//!
+//! One frame is
+//!
+//! ```text
+//!  0       4         8
+//!  | "CGN1" | len u32 | payload: JSON, `len` bytes (little-endian length) |
+//! ```
+//!
+//! This file is sans-IO: bytes in, messages out.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// First four bytes of each frame.
+pub const FRAME_MAGIC: [u8; 4] = *b"CGN1";
+/// Bytes before the payload.
+pub const FRAME_HEAD_BYTES: usize = 8;
+/// A frame may not be longer: 10,000 workers of 1 KiB each fit, a runaway length does not.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Which engine speaks behind a worker's URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    /// vLLM's OpenAI server.
+    Vllm,
+    /// SGLang's OpenAI server.
+    Sglang,
+    /// `trtllm-serve`.
+    #[serde(rename = "tensorrt_llm")]
+    TensorrtLlm,
+    /// `llama-server`.
+    LlamaCpp,
+    /// Anything that speaks the OpenAI API.
+    OpenaiCompat,
+}
+
+impl EngineKind {
+    /// The name used in configuration, metrics and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EngineKind::Vllm => "vllm",
+            EngineKind::Sglang => "sglang",
+            EngineKind::TensorrtLlm => "tensorrt_llm",
+            EngineKind::LlamaCpp => "llama_cpp",
+            EngineKind::OpenaiCompat => "openai_compat",
+        }
+    }
+}
+
+/// What an engine can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/embeddings`
+    Embeddings,
+}
+
+/// Whether a worker may be given requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Known, but not answering yet (or not any more).
+    NotReady,
+    /// Takes requests.
+    Ready,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+}
+
+/// One engine instance as the router sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Unique in the cluster, stable over restarts of the engine: `node/deployment/0`.
+    pub id: String,
+    /// The node it runs on; empty in a static list.
+    pub node: String,
+    /// `http://host:port`, no path.
+    pub url: String,
+    /// The model name clients ask for.
+    pub model: String,
+    /// Who answers there.
+    pub kind: EngineKind,
+    /// Requests it works on at once.
+    pub slots: u32,
+    /// Tokens one request may span; 0 is unknown.
+    pub context_length_tokens: u32,
+    /// Tokens its KV cache holds over all slots; 0 is unknown.
+    pub kv_cache_tokens: u64,
+    /// What it offers.
+    pub capabilities: Vec<Capability>,
+    /// Whether it may be given requests.
+    pub state: WorkerState,
+    /// Rises by one at each start of the engine: what an older epoch had cached is gone.
+    pub epoch: u64,
+    /// Watts drawn, where the node measures it.
+    pub power_watts: Option<f32>,
+    /// Requests the engine itself says it is working on, where it says.
+    pub running_requests: Option<u32>,
+}
+
+/// The four weights of the score. They sum to 1.0 (tolerance 0.001).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreWeights {
+    /// Share of the prompt already in the worker's KV cache.
+    pub kv: f64,
+    /// Requests in flight against slots.
+    pub load: f64,
+    /// Watts drawn against the thirstiest candidate.
+    pub power: f64,
+    /// Free share of the worker's KV cache.
+    pub capacity: f64,
+}
+
+impl Default for ScoreWeights {
+    /// The aggregated defaults.
+    fn default() -> Self {
+        ScoreWeights { kv: 0.55, load: 0.25, power: 0.10, capacity: 0.10 }
+    }
+}
+
+impl ScoreWeights {
+    /// Whether each weight is finite and not negative and all sum to 1.0.
+    pub fn is_valid(&self) -> bool {
+        let all = [self.kv, self.load, self.power, self.capacity];
+        all.iter().all(|w| w.is_finite() && *w >= 0.0)
+            && (all.iter().sum::<f64>() - 1.0).abs() <= 0.001
+    }
+}
+
+/// An immutable picture of the cluster. A newer `version` replaces an older one whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Rises with each change within one life of control.
+    pub version: u64,
+    /// All workers, ready or not.
+    pub workers: Vec<Worker>,
+    /// Overrides the router's configured weights.
+    pub weights: Option<ScoreWeights>,
+}
+
+/// Control to data plane.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToPlane {
+    /// The new picture.
+    Snapshot(Snapshot),
+    /// Why would this request go where it goes?
+    Explain {
+        /// Echoed in the answer.
+        id: u64,
+        /// `/v1/chat/completions` or `/v1/completions`.
+        path: String,
+        /// The OpenAI request body, as a client would send it.
+        body: String,
+    },
+}
+
+/// Data plane to control.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromPlane {
+    /// First frame of a connection.
+    Hello {
+        /// `cgn-router` or `cgn-kvcached`.
+        process: String,
+        /// Its version.
+        version: String,
+        /// Its process id.
+        pid: u32,
+    },
+    /// The answer to [`ToPlane::Explain`].
+    Explained {
+        /// The question's id.
+        id: u64,
+        /// The decision, or one line that says why there is none.
+        result: Result<Explanation, String>,
+    },
+}
+
+/// The table of one routing decision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The model asked for.
+    pub model: String,
+    /// How the prompt was cut into blocks: `tokens` (exact), `text`, or `none`.
+    pub unit: String,
+    /// Tokens of the prompt; estimated where `unit` is `text`.
+    pub prompt_tokens: u64,
+    /// Whole blocks of the prompt.
+    pub prompt_blocks: u64,
+    /// The weights applied.
+    pub weights: ScoreWeights,
+    /// Id of the worker picked; empty if none could be.
+    pub picked: String,
+    /// One sentence: why that one.
+    pub reason: String,
+    /// Every worker of the model, best first.
+    pub candidates: Vec<Candidate>,
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Worker id.
+    pub worker: String,
+    /// Whether it could be picked at all.
+    pub eligible: bool,
+    /// Why not, or empty.
+    pub excluded_because: String,
+    /// Tokens of the prompt believed to be in its cache.
+    pub prefix_tokens: u64,
+    /// Requests in flight to it from this router.
+    pub inflight: u32,
+    /// Its slots.
+    pub slots: u32,
+    /// Weighted KV term.
+    pub kv: f64,
+    /// Weighted load term.
+    pub load: f64,
+    /// Weighted power term.
+    pub power: f64,
+    /// Weighted capacity term.
+    pub capacity: f64,
+    /// Sum of the four.
+    pub score: f64,
+}
+
+/// Why bytes from the other side were refused. The connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The first four bytes are not [`FRAME_MAGIC`].
+    #[error("not a Cognitora frame (magic {0:02x?}); is the other side of the same version?")]
+    Magic([u8; 4]),
+    /// The length is over [`FRAME_BYTES_MAX`].
+    #[error("a frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
+    TooLong(usize),
+    /// The payload is not the message expected.
+    #[error("frame payload: {0}")]
+    Payload(#[from] serde_json::Error),
+}
+
+/// One message as a frame.
+///
+/// # Errors
+/// [`WireError::TooLong`] when the message would not be accepted by the other side.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let mut frame = Vec::with_capacity(512);
+    frame.extend_from_slice(&FRAME_MAGIC);
+    frame.extend_from_slice(&[0; 4]);
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - FRAME_HEAD_BYTES;
+    match u32::try_from(length) {
+        Ok(len) if length <= FRAME_BYTES_MAX => {
+            frame[4..8].copy_from_slice(&len.to_le_bytes());
+            Ok(frame)
+        }
+        _ => Err(WireError::TooLong(length)),
+    }
+}
+
+/// Cuts a byte stream into messages. Holds at most one incomplete frame.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes bytes as they came.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, or `None` until more bytes come.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; drop the connection, there is no way back into step.
+    pub fn poll_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        let Some(head) = self.bytes.first_chunk::<FRAME_HEAD_BYTES>() else {
+            return Ok(None);
+        };
+        let [m0, m1, m2, m3, l0, l1, l2, l3] = *head;
+        if [m0, m1, m2, m3] != FRAME_MAGIC {
+            return Err(WireError::Magic([m0, m1, m2, m3]));
+        }
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(WireError::TooLong(length));
+        }
+        let end = FRAME_HEAD_BYTES + length;
+        if self.bytes.len() < end {
+            return Ok(None);
+        }
+        let message = serde_json::from_slice(&self.bytes[FRAME_HEAD_BYTES..end])?;
+        self.bytes.drain(..end);
+        Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello(pid: u32) -> FromPlane {
+        FromPlane::Hello { process: "cgn-router".into(), version: "0".into(), pid }
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_the_stream_gives_the_same_messages(cuts in prop::collection::vec(1usize..40, 1..30)) {
+            let stream: Vec<u8> = (0..5).flat_map(|pid| encode(&hello(pid)).unwrap()).collect();
+            let mut decoder = Decoder::default();
+            let (mut at, mut got, mut cuts) = (0, Vec::new(), cuts.into_iter().cycle());
+            while at < stream.len() {
+                let end = (at + cuts.next().unwrap()).min(stream.len());
+                decoder.push(&stream[at..end]);
+                at = end;
+                while let Some(message) = decoder.poll_message::<FromPlane>().unwrap() {
+                    got.push(message);
+                }
+            }
+            prop_assert_eq!(got, (0..5).map(hello).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn hostile_bytes_are_an_error_or_a_wait(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            let _ = decoder.poll_message::<ToPlane>();
+        }
+    }
+
+    #[test]
+    fn a_runaway_length_is_refused_before_it_is_waited_for() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"CGN1\xff\xff\xff\xff");
+        assert!(matches!(decoder.poll_message::<ToPlane>(), Err(WireError::TooLong(_))));
+    }
+
+    #[test]
+    fn weights_must_sum_to_one() {
+        assert!(ScoreWeights::default().is_valid());
+        assert!(!ScoreWeights { kv: 0.9, ..ScoreWeights::default() }.is_valid());
+        assert!(!ScoreWeights { kv: f64::NAN, ..ScoreWeights::default() }.is_valid());
+    }
+}

@@ -1,0 +1,113 @@
+//! Gathers what [`crate::pick`] decides on, and carries out its decision.
+//!
+//! The reading of counters and of the index happens here, so that the decision itself stays pure.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::admit::Ticket;
+use crate::cluster::{ModelView, WorkerView};
+use crate::index::Match;
+use crate::openai::Endpoint;
+use crate::pick::{self, Candidate, Exclusion};
+use crate::shard::Shard;
+use crate::tokenize::Prefix;
+
+/// Workers that failed this request already.
+#[derive(Debug, Default)]
+pub struct Tried(Vec<String>);
+
+impl Tried {
+    /// Notes a failure.
+    pub fn add(&mut self, worker: &WorkerView) {
+        self.0.push(worker.worker.id.clone());
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none failed yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A worker picked for a request: one place in its in-flight count until dropped.
+pub struct Seat {
+    /// The worker.
+    pub worker: Arc<WorkerView>,
+    /// How far its cache is believed to match.
+    pub matched: Match,
+    /// The same in tokens.
+    pub prefix_tokens: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.worker.life.inflight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Every worker of the model as the decision sees it, in the order of `model.workers`.
+pub fn gather(
+    shard: &Shard,
+    model: &ModelView,
+    endpoint: Endpoint,
+    prefix: &Prefix,
+    tried: &Tried,
+) -> Vec<(Candidate, Match)> {
+    let capability = endpoint.capability();
+    model
+        .workers
+        .iter()
+        .map(|view| {
+            let life = &view.life;
+            let excluded = view
+                .exclusion(capability)
+                .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried));
+            let matched = match excluded {
+                None if !prefix.digests.is_empty() => {
+                    shard.cluster.index.depth(&prefix.digests, &life.cache)
+                }
+                _ => Match::default(),
+            };
+            let candidate = Candidate {
+                excluded,
+                prefix_tokens: prefix.tokens_in(matched.blocks),
+                inflight: life.inflight.load(Relaxed),
+                slots: view.worker.slots.max(1),
+                picked: life.picked.load(Relaxed),
+                power_watts: view.worker.power_watts,
+                cache_free: life.cache.free_share(),
+            };
+            (candidate, matched)
+        })
+        .collect()
+}
+
+/// Picks a worker and takes a seat there; `None` when every worker is excluded.
+///
+/// The prompt counts as present at the worker from here on (predict on route).
+pub fn seat(
+    shard: &Shard,
+    ticket: &Ticket,
+    endpoint: Endpoint,
+    prefix: &Prefix,
+    tried: &Tried,
+) -> Option<Seat> {
+    let model = ticket.model();
+    let gathered = gather(shard, model, endpoint, prefix, tried);
+    let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
+    let at =
+        pick::worker(&candidates, prefix.prompt_tokens, &ticket.view().weights, shard.next_id())?;
+    let worker = Arc::clone(&model.workers[at]);
+    let matched = gathered[at].1;
+    worker.life.inflight.fetch_add(1, Relaxed);
+    worker.life.picked.fetch_add(1, Relaxed);
+    if !prefix.digests.is_empty() {
+        shard.cluster.index.insert(&prefix.digests, matched.blocks, &worker.life.cache);
+    }
+    Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched })
+}

@@ -1,0 +1,317 @@
+//! The workers as all cores see them: an immutable view that is replaced whole, and per worker the
+//! few counters that outlive a view.
+//!
+//! Owned here: who exists, who is healthy, what is in flight. Readers load one pointer and never wait.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use dataplane::wire::{Capability, EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
+
+use crate::index::{PrefixIndex, WorkerCache};
+use crate::pick::Exclusion;
+use crate::upstream::Target;
+
+/// What this router itself knows of a worker; lives as long as the worker is listed.
+pub struct WorkerLife {
+    /// Belief about its KV cache.
+    pub cache: WorkerCache,
+    /// Requests in flight to it, over all cores.
+    pub inflight: AtomicU32,
+    /// Requests given to it.
+    pub picked: AtomicU64,
+    /// The last probe or request reached it.
+    pub healthy: AtomicBool,
+    /// Its engine answered that it cannot tokenize; the text path is used instead.
+    pub cannot_tokenize: AtomicBool,
+    epoch: AtomicU64,
+}
+
+/// One worker of a view.
+pub struct WorkerView {
+    /// As control or the configuration said.
+    pub worker: Worker,
+    /// Where its engine listens.
+    pub target: Target,
+    /// Counters shared by all views.
+    pub life: Arc<WorkerLife>,
+}
+
+impl WorkerView {
+    /// Why it cannot take a request for `capability` now, if so.
+    pub fn exclusion(&self, capability: Capability) -> Option<Exclusion> {
+        if !self.worker.capabilities.contains(&capability) {
+            Some(Exclusion::NotCapable)
+        } else if self.worker.state == WorkerState::Draining {
+            Some(Exclusion::Draining)
+        } else if self.worker.state != WorkerState::Ready || !self.life.healthy.load(Relaxed) {
+            Some(Exclusion::NotReady)
+        } else {
+            None
+        }
+    }
+
+    /// Whether its engine can turn a prompt into tokens for us.
+    pub fn can_tokenize(&self) -> bool {
+        matches!(self.worker.kind, EngineKind::LlamaCpp | EngineKind::Vllm | EngineKind::Sglang)
+            && !self.life.cannot_tokenize.load(Relaxed)
+    }
+}
+
+/// All workers of one model.
+pub struct ModelView {
+    /// The name clients ask for.
+    pub name: String,
+    /// In the order of the snapshot.
+    pub workers: Vec<Arc<WorkerView>>,
+    /// Slots of all of them.
+    pub slots: u32,
+}
+
+/// An immutable picture.
+pub struct View {
+    /// Control's version; 0 for the static list.
+    pub version: u64,
+    /// By name.
+    pub models: HashMap<String, ModelView>,
+    /// In force.
+    pub weights: ScoreWeights,
+}
+
+impl View {
+    /// All workers of all models.
+    pub fn workers(&self) -> impl Iterator<Item = &Arc<WorkerView>> {
+        self.models.values().flat_map(|model| &model.workers)
+    }
+}
+
+/// Tokens per byte of prompt text before anything was learned: English, byte-pair encoded.
+const TOKENS_PER_BYTE_START: f32 = 0.25;
+
+/// What the cores share.
+pub struct Cluster {
+    view: ArcSwap<View>,
+    /// Where blocks are believed to be.
+    pub index: PrefixIndex,
+    /// Requests in flight over all cores and models.
+    pub inflight: AtomicU32,
+    /// Tokens per byte of prompt text, learned from `usage` (bits of an `f32`).
+    tokens_per_byte: AtomicU32,
+    /// Listeners accept no new connection and health says so.
+    pub draining: AtomicBool,
+    weights: ScoreWeights,
+    block_tokens: u64,
+    worker_blocks_default: u64,
+    /// Guards the one writer and numbers new workers.
+    next_number: Mutex<u32>,
+}
+
+impl Cluster {
+    /// A cluster without workers.
+    pub fn new(config: &crate::config::Router) -> Self {
+        Cluster {
+            view: ArcSwap::from_pointee(View {
+                version: 0,
+                models: HashMap::new(),
+                weights: config.score_weights,
+            }),
+            index: PrefixIndex::new(config.kv.index_blocks_max),
+            inflight: AtomicU32::new(0),
+            tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE_START.to_bits()),
+            draining: AtomicBool::new(false),
+            weights: config.score_weights,
+            block_tokens: config.kv.block_tokens as u64,
+            worker_blocks_default: config.kv.worker_blocks_default,
+            next_number: Mutex::new(0),
+        }
+    }
+
+    /// The picture in force.
+    pub fn view(&self) -> arc_swap::Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// Takes a new picture. Workers that cannot be reached by their URL are left out with a warning.
+    /// `healthy` is the belief about workers not known before, until a probe says more.
+    pub fn apply(&self, snapshot: Snapshot, healthy: bool) {
+        let mut next_number =
+            self.next_number.lock().unwrap_or_else(|poison| poison.into_inner());
+        let old = self.view.load_full();
+        let known: HashMap<&str, &Arc<WorkerLife>> =
+            old.workers().map(|view| (view.worker.id.as_str(), &view.life)).collect();
+        let mut models: HashMap<String, ModelView> = HashMap::new();
+        let mut kept = Vec::new();
+        for worker in snapshot.workers {
+            let target = match Target::resolve(&worker.url) {
+                Ok(target) => target,
+                Err(error) => {
+                    tracing::warn!(worker = worker.id, %error, "left out");
+                    continue;
+                }
+            };
+            let life = known.get(worker.id.as_str()).map_or_else(
+                || self.new_life(&worker, &mut next_number, healthy),
+                |life| Arc::clone(life),
+            );
+            // An engine started anew has an empty cache, and may have learned to tokenize.
+            if life.epoch.swap(worker.epoch, Relaxed) != worker.epoch {
+                life.cache.clear();
+                life.cannot_tokenize.store(false, Relaxed);
+            }
+            if control_saw_it_recover(&old, &worker) {
+                life.healthy.store(true, Relaxed);
+            }
+            kept.push(worker.id.clone());
+            let model = models.entry(worker.model.clone()).or_insert_with(|| ModelView {
+                name: worker.model.clone(),
+                workers: Vec::new(),
+                slots: 0,
+            });
+            model.slots = model.slots.saturating_add(worker.slots.max(1));
+            model.workers.push(Arc::new(WorkerView { worker, target, life }));
+        }
+        let weights = snapshot.weights.filter(ScoreWeights::is_valid).unwrap_or(self.weights);
+        self.view.store(Arc::new(View { version: snapshot.version, models, weights }));
+        let gone: Vec<u32> = old
+            .workers()
+            .filter(|view| !kept.contains(&view.worker.id))
+            .map(|view| view.life.cache.number())
+            .collect();
+        if !gone.is_empty() {
+            self.index.remove_workers(&gone);
+        }
+    }
+
+    fn new_life(&self, worker: &Worker, next_number: &mut u32, healthy: bool) -> Arc<WorkerLife> {
+        let number = *next_number;
+        *next_number = next_number.wrapping_add(1);
+        let blocks = match worker.kv_cache_tokens / self.block_tokens {
+            0 => self.worker_blocks_default,
+            blocks => blocks,
+        };
+        Arc::new(WorkerLife {
+            cache: WorkerCache::new(number, blocks),
+            inflight: AtomicU32::new(0),
+            picked: AtomicU64::new(0),
+            healthy: AtomicBool::new(healthy),
+            cannot_tokenize: AtomicBool::new(false),
+            epoch: AtomicU64::new(worker.epoch),
+        })
+    }
+
+    /// Tokens per byte of prompt text.
+    pub fn tokens_per_byte(&self) -> f32 {
+        f32::from_bits(self.tokens_per_byte.load(Relaxed))
+    }
+
+    /// Moves the ratio a sixteenth towards what one answer says.
+    pub fn learn_tokens_per_byte(&self, tokens: u64, bytes: u64) {
+        if tokens == 0 || bytes == 0 {
+            return;
+        }
+        let old = self.tokens_per_byte();
+        let new = old + (tokens as f32 / bytes as f32 - old) / 16.0;
+        self.tokens_per_byte.store(new.clamp(0.01, 2.0).to_bits(), Relaxed);
+    }
+}
+
+/// Control's word that a worker went from not ready to ready is newer than our last failed probe.
+fn control_saw_it_recover(old: &View, worker: &Worker) -> bool {
+    worker.state == WorkerState::Ready
+        && old
+            .workers()
+            .find(|view| view.worker.id == worker.id)
+            .is_some_and(|view| {
+                view.worker.state != WorkerState::Ready || view.worker.epoch != worker.epoch
+            })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(id: &str, epoch: u64, state: WorkerState) -> Worker {
+        Worker {
+            id: id.into(),
+            node: "n".into(),
+            url: "http://127.0.0.1:9".into(),
+            model: "m".into(),
+            kind: EngineKind::LlamaCpp,
+            slots: 2,
+            context_length_tokens: 0,
+            kv_cache_tokens: 0,
+            capabilities: vec![Capability::Chat],
+            state,
+            epoch,
+            power_watts: None,
+            running_requests: None,
+        }
+    }
+
+    fn snapshot(version: u64, workers: Vec<Worker>) -> Snapshot {
+        Snapshot { version, workers, weights: None }
+    }
+
+    fn life(cluster: &Cluster, id: &str) -> Arc<WorkerLife> {
+        Arc::clone(&cluster.view().workers().find(|view| view.worker.id == id).unwrap().life)
+    }
+
+    #[test]
+    fn counters_outlive_a_view_and_a_restart_clears_the_cache() {
+        let cluster = Cluster::new(&crate::config::Router::default());
+        cluster.apply(snapshot(1, vec![worker("a", 1, WorkerState::Ready)]), true);
+        let first = life(&cluster, "a");
+        first.inflight.store(3, Relaxed);
+        let digests = dataplane::digest::of_tokens(
+            &dataplane::digest::seed(dataplane::digest::Unit::Tokens, "m", "", ""),
+            &[1, 2],
+            1,
+        );
+        cluster.index.insert(&digests, 0, &first.cache);
+        cluster.apply(snapshot(2, vec![worker("a", 1, WorkerState::Ready)]), true);
+        let again = life(&cluster, "a");
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_eq!(cluster.index.depth(&digests, &again.cache).blocks, 2);
+        cluster.apply(snapshot(3, vec![worker("a", 2, WorkerState::Ready)]), true);
+        assert_eq!(cluster.index.depth(&digests, &again.cache).blocks, 0);
+        cluster.apply(snapshot(4, vec![]), true);
+        assert!(cluster.index.is_empty());
+    }
+
+    #[test]
+    fn exclusions_follow_state_health_and_capability() {
+        let cluster = Cluster::new(&crate::config::Router::default());
+        let workers = vec![
+            worker("ready", 1, WorkerState::Ready),
+            worker("draining", 1, WorkerState::Draining),
+            worker("down", 1, WorkerState::NotReady),
+        ];
+        cluster.apply(snapshot(1, workers), true);
+        let view = cluster.view();
+        let of = |id: &str, capability| {
+            view.workers().find(|w| w.worker.id == id).unwrap().exclusion(capability)
+        };
+        assert_eq!(of("ready", Capability::Chat), None);
+        assert_eq!(of("ready", Capability::Embeddings), Some(Exclusion::NotCapable));
+        assert_eq!(of("draining", Capability::Chat), Some(Exclusion::Draining));
+        assert_eq!(of("down", Capability::Chat), Some(Exclusion::NotReady));
+        life(&cluster, "ready").healthy.store(false, Relaxed);
+        assert_eq!(of("ready", Capability::Chat), Some(Exclusion::NotReady));
+    }
+
+    #[test]
+    fn the_ratio_of_tokens_to_bytes_is_learned_within_bounds() {
+        let cluster = Cluster::new(&crate::config::Router::default());
+        for _ in 0..200 {
+            cluster.learn_tokens_per_byte(50, 100);
+        }
+        assert!((cluster.tokens_per_byte() - 0.5).abs() < 0.01);
+        cluster.learn_tokens_per_byte(0, 100);
+        for _ in 0..500 {
+            cluster.learn_tokens_per_byte(u64::MAX, 1);
+        }
+        assert!(cluster.tokens_per_byte() <= 2.0);
+    }
+}

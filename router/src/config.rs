@@ -1,0 +1,305 @@
+//! The router's configuration: one TOML file, every key with its default, every limit by name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use dataplane::config::{ConfigError, load, parse, require_loopback};
+use dataplane::wire::{Capability, EngineKind, ScoreWeights, Worker, WorkerState};
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[router]`
+    #[serde(default)]
+    pub router: Router,
+    /// `[[workers]]`: a static list. With `control_socket` set, control's list replaces it.
+    #[serde(default)]
+    pub workers: Vec<StaticWorker>,
+}
+
+/// `[router]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Router {
+    /// Where clients come in.
+    pub listen_http: SocketAddr,
+    /// Where metrics and health are served, apart from the clients' listener.
+    pub listen_admin: SocketAddr,
+    /// Threads, each with its own ring, listener and connections. 0: one per core of this process.
+    pub cores: usize,
+    /// Pins thread `i` to core `i`. For nodes whose cores the router does not share.
+    pub pin_cores: bool,
+    /// Control's Unix socket. Without it the router lives on `[[workers]]`.
+    pub control_socket: Option<PathBuf>,
+    /// `[router.score_weights]`
+    pub score_weights: ScoreWeights,
+    /// `[router.kv]`
+    pub kv: Kv,
+    /// `[router.limits]`
+    pub limits: Limits,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Router {
+            listen_http: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            listen_admin: SocketAddr::from(([127, 0, 0, 1], 9091)),
+            cores: 0,
+            pin_cores: false,
+            control_socket: None,
+            score_weights: ScoreWeights::default(),
+            kv: Kv::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How prompts are cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvMode {
+    /// Token ids where an engine of the model can tokenize, else the text; the text path rests
+    /// while a model has a single worker, since nothing is to be decided.
+    Auto,
+    /// Always the raw text of the prompt.
+    Text,
+    /// No KV-aware routing.
+    Off,
+}
+
+/// `[router.kv]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kv {
+    /// Which path.
+    pub mode: KvMode,
+    /// Tokens in a block on the exact path.
+    pub block_tokens: usize,
+    /// Bytes in a block on the text path: about 128 tokens of English.
+    pub block_bytes: usize,
+    /// Blocks the index remembers over all workers; 64 bytes each.
+    pub index_blocks_max: usize,
+    /// Blocks a worker is believed to hold when it does not say; learned from there.
+    pub worker_blocks_default: u64,
+    /// An engine gets this long to tokenize before the text path takes over.
+    pub tokenize_timeout_ms: u64,
+    /// Tokenized prompts each core remembers.
+    pub token_cache_entries_max: usize,
+}
+
+impl Default for Kv {
+    fn default() -> Self {
+        Kv {
+            mode: KvMode::Auto,
+            block_tokens: 16,
+            block_bytes: 512,
+            index_blocks_max: 1 << 20,
+            worker_blocks_default: 16_384,
+            tokenize_timeout_ms: 1_000,
+            token_cache_entries_max: 1_024,
+        }
+    }
+}
+
+/// `[router.limits]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a request or response head; more is a 431 (or a bad gateway).
+    pub head_bytes_max: usize,
+    /// Bytes of a request body; more is a 413.
+    pub body_bytes_max: usize,
+    /// Client connections per core; the listener stops accepting above it.
+    pub connections_per_core_max: usize,
+    /// Requests in flight over all cores; more is a 429.
+    pub requests_inflight_max: u32,
+    /// Requests per slot of a model that may be in flight or queued in its engines; more is a 429.
+    pub requests_per_slot_max: u32,
+    /// Workers tried for one request before the client hears of a failure.
+    pub attempts_max: usize,
+    /// A TCP connection to an engine must stand within this time.
+    pub connect_timeout_ms: u64,
+    /// An engine may stay silent so long, before the first byte or between two.
+    pub engine_silence_s_max: u64,
+    /// A client may take so long between two bytes of a request, or between two reads of an answer.
+    pub client_stall_s_max: u64,
+    /// A connection without a request is closed after this time.
+    pub client_idle_s_max: u64,
+    /// Idle connections kept to each worker, per core.
+    pub engine_idle_connections_max: usize,
+    /// They are closed after this time: below the 5 s after which llama-server closes its side.
+    pub engine_idle_ms_max: u64,
+    /// Answers up to this size that are not streams are held until complete, so that an engine
+    /// that dies in the middle costs a retry, not an error.
+    pub answer_hold_bytes_max: usize,
+    /// Between two health probes of a worker.
+    pub probe_interval_ms: u64,
+    /// A probe must answer within this time.
+    pub probe_timeout_ms: u64,
+    /// After SIGTERM, requests in flight may finish within this time.
+    pub drain_s_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            head_bytes_max: 64 << 10,
+            body_bytes_max: 32 << 20,
+            connections_per_core_max: 16_384,
+            requests_inflight_max: 8_192,
+            requests_per_slot_max: 64,
+            attempts_max: 3,
+            connect_timeout_ms: 2_000,
+            engine_silence_s_max: 600,
+            client_stall_s_max: 60,
+            client_idle_s_max: 120,
+            engine_idle_connections_max: 256,
+            engine_idle_ms_max: 4_000,
+            answer_hold_bytes_max: 256 << 10,
+            probe_interval_ms: 1_000,
+            probe_timeout_ms: 2_000,
+            drain_s_max: 600,
+        }
+    }
+}
+
+/// One entry of `[[workers]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticWorker {
+    /// `http://host:port`
+    pub url: String,
+    /// The model name clients ask for.
+    pub model: String,
+    /// Who answers there.
+    pub kind: EngineKind,
+    /// Requests it works on at once.
+    #[serde(default = "one_slot")]
+    pub slots: u32,
+    /// What it offers; all by default.
+    #[serde(default = "all_capabilities")]
+    pub capabilities: Vec<Capability>,
+    /// Tokens its KV cache holds; 0 is unknown.
+    #[serde(default)]
+    pub kv_cache_tokens: u64,
+}
+
+fn one_slot() -> u32 {
+    1
+}
+
+fn all_capabilities() -> Vec<Capability> {
+    vec![Capability::Chat, Capability::Completions, Capability::Embeddings]
+}
+
+impl StaticWorker {
+    /// As control would say it. Its id is `model@host:port`. Probes find out whether it is ready.
+    pub fn to_worker(&self) -> Worker {
+        let authority = self.url.trim_start_matches("http://").trim_end_matches('/');
+        Worker {
+            id: format!("{}@{authority}", self.model),
+            node: String::new(),
+            url: self.url.trim_end_matches('/').to_owned(),
+            model: self.model.clone(),
+            kind: self.kind,
+            slots: self.slots,
+            context_length_tokens: 0,
+            kv_cache_tokens: self.kv_cache_tokens,
+            capabilities: self.capabilities.clone(),
+            state: WorkerState::Ready,
+            epoch: 0,
+            power_watts: None,
+            running_requests: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as one line that says what to do.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        load::<Config>(path)?.checked(path)
+    }
+
+    /// Reads and checks `text`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn from_text(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        parse::<Config>(path, text)?.checked(path)
+    }
+
+    fn checked(self, path: &Path) -> Result<Self, ConfigError> {
+        let refuse = |key: &str, message: String| {
+            Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
+        };
+        let router = &self.router;
+        require_loopback(path, "router.listen_http", router.listen_http)?;
+        require_loopback(path, "router.listen_admin", router.listen_admin)?;
+        if !router.score_weights.is_valid() {
+            return refuse("router.score_weights", "the four weights must be 0 or more and sum to 1.0".into());
+        }
+        if router.kv.block_tokens == 0 || router.kv.block_bytes == 0 {
+            return refuse("router.kv", "block_tokens and block_bytes must be 1 or more".into());
+        }
+        if router.limits.attempts_max == 0 || router.limits.head_bytes_max < 1024 {
+            return refuse("router.limits", "attempts_max must be 1 or more, head_bytes_max 1024 or more".into());
+        }
+        if router.control_socket.is_none() && self.workers.is_empty() {
+            return refuse("workers", "nothing to route to: add a [[workers]] entry or set [router] control_socket".into());
+        }
+        for (i, worker) in self.workers.iter().enumerate() {
+            let key = format!("workers[{i}]");
+            if worker.slots == 0 {
+                return refuse(&key, "slots must be 1 or more".into());
+            }
+            if worker.model.is_empty() {
+                return refuse(&key, "model must not be empty".into());
+            }
+            if let Err(message) = crate::upstream::Target::resolve(&worker.url) {
+                return refuse(&key, message);
+            }
+            if self.workers[..i].iter().any(|other| other.to_worker().id == worker.to_worker().id) {
+                return refuse(&key, format!("the worker {} is listed twice", worker.url));
+            }
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::from_text(Path::new("router.toml"), text).unwrap_err().to_string()
+    }
+
+    const WORKER: &str = "[[workers]]\nurl = \"http://127.0.0.1:8001\"\nmodel = \"m\"\nkind = \"llama_cpp\"\nslots = 2\n";
+
+    #[test]
+    fn a_static_list_is_enough() {
+        let text = format!("[router]\nlisten_http = \"127.0.0.1:8080\"\n{WORKER}");
+        let config = Config::from_text(Path::new("router.toml"), &text).unwrap();
+        assert_eq!(config.workers[0].to_worker().id, "m@127.0.0.1:8001");
+        assert_eq!(config.router.score_weights, ScoreWeights::default());
+    }
+
+    #[test]
+    fn bad_files_say_what_to_do() {
+        assert_eq!(
+            error(&format!("[router]\nlisten_htp = 1\n{WORKER}")),
+            "router.toml:2: unknown key `listen_htp`; the nearest known key is `listen_http`"
+        );
+        assert!(error("").contains("nothing to route to"));
+        assert!(error(&format!("[router]\nlisten_http = \"0.0.0.0:80\"\n{WORKER}")).contains("loopback"));
+        assert!(error(&format!("{WORKER}{WORKER}")).contains("listed twice"));
+        assert!(error(&WORKER.replace("http://", "https://")).contains("http://"));
+        assert!(error(&WORKER.replace("llama_cpp", "llama")).contains("router.toml:4"));
+        assert!(error(&format!("[router.score_weights]\nkv = 1.0\nload = 1.0\npower = 0.0\ncapacity = 0.0\n{WORKER}")).contains("sum to 1.0"));
+    }
+}

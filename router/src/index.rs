@@ -1,0 +1,351 @@
+//! The prefix index: which worker probably holds which block, learned from what was routed.
+//!
+//! For engines without KV events. A routed prompt counts as present at its worker at once, so two
+//! requests with one new prefix do not split; the engine's `cached_tokens` then corrects the belief.
+//!
+//! Each worker has a clock that counts the new blocks given to it. A block is believed to be there
+//! while fewer than the worker's capacity of blocks came after its last use: LRU, without moving
+//! anything on a hit. A restart moves the worker's floor past everything it had. The capacity starts
+//! at what the engine reports and then follows the evidence, see [`WorkerCache::correct`].
+//!
+//! Because digests are chained and a use of a block is a use of its parents, belief falls with depth:
+//! the depth of a match is a binary search, one probe a step.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use dataplane::digest::Digest;
+
+/// Locks over the map; a lookup holds one for the time of one probe.
+const STRIPES: usize = 64;
+/// A worker's believed capacity never falls below this many blocks.
+pub const WORKER_BLOCKS_MIN: u64 = 64;
+
+/// Digests are uniform already; hashing them again would be waste.
+#[derive(Default)]
+pub struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 ^= u64::from_le_bytes(word);
+        }
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = (digest >> 64) as u64;
+    }
+}
+
+/// One worker's use of one block.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    worker: u32,
+    used_at: u64,
+}
+
+type Stripe = HashMap<u128, Vec<Holder>, BuildHasherDefault<DigestHasher>>;
+
+/// What is believed of one worker's cache. Shared by the cores; all counts are in blocks.
+#[derive(Debug)]
+pub struct WorkerCache {
+    /// The worker's number in the index; never used again for another worker.
+    number: u32,
+    clock: AtomicU64,
+    floor: AtomicU64,
+    capacity: AtomicU64,
+    capacity_max: u64,
+}
+
+impl WorkerCache {
+    /// A worker of which nothing is known but its size.
+    pub fn new(number: u32, capacity_blocks: u64) -> Self {
+        let capacity = capacity_blocks.max(WORKER_BLOCKS_MIN);
+        WorkerCache {
+            number,
+            clock: AtomicU64::new(1),
+            floor: AtomicU64::new(1),
+            capacity: AtomicU64::new(capacity),
+            capacity_max: capacity.saturating_mul(64),
+        }
+    }
+
+    /// Its number in the index.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Forgets everything: the engine was started anew.
+    pub fn clear(&self) {
+        self.floor.store(self.clock.fetch_add(1, Relaxed) + 1, Relaxed);
+    }
+
+    /// Share of the capacity not used yet, 0 to 1.
+    pub fn free_share(&self) -> f64 {
+        let used = self.clock.load(Relaxed).saturating_sub(self.floor.load(Relaxed));
+        1.0 - (used as f64 / self.capacity.load(Relaxed) as f64).min(1.0)
+    }
+
+    /// Believed capacity.
+    pub fn capacity_blocks(&self) -> u64 {
+        self.capacity.load(Relaxed)
+    }
+
+    fn believes(&self, used_at: u64) -> bool {
+        used_at > self.floor.load(Relaxed)
+            && self.clock.load(Relaxed).saturating_sub(used_at) <= self.capacity.load(Relaxed)
+    }
+
+    /// Learns from one answer: blocks of age `age_blocks` were predicted, `held` says whether the
+    /// engine still had them.
+    ///
+    /// A hit lets the belief grow by 1/64. A miss moves it an eighth of the way down to the age that
+    /// was missed, not all of it: the blocks may have been there, but in a busy slot.
+    pub fn correct(&self, age_blocks: u64, held: bool) {
+        let capacity = self.capacity.load(Relaxed);
+        let next = if held {
+            (capacity + (capacity / 64).max(1)).min(self.capacity_max)
+        } else {
+            capacity - capacity.saturating_sub(age_blocks) / 8
+        };
+        self.capacity.store(next.max(WORKER_BLOCKS_MIN), Relaxed);
+    }
+}
+
+/// How far a worker matches a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Leading blocks believed to be there.
+    pub blocks: usize,
+    /// Age of the deepest of them on the worker's clock.
+    pub age_blocks: u64,
+}
+
+/// The map of all blocks.
+pub struct PrefixIndex {
+    stripes: Vec<Mutex<Stripe>>,
+    stripe_blocks_max: usize,
+}
+
+impl PrefixIndex {
+    /// An index that remembers at most about `blocks_max` blocks.
+    pub fn new(blocks_max: usize) -> Self {
+        PrefixIndex {
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            stripe_blocks_max: (blocks_max / STRIPES).max(16),
+        }
+    }
+
+    fn stripe(&self, digest: u128) -> std::sync::MutexGuard<'_, Stripe> {
+        // A panic while the lock is held ends the process, so poison is never seen.
+        self.stripes[digest as usize % STRIPES].lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn used_at(&self, digest: u128, worker: u32) -> Option<u64> {
+        self.stripe(digest).get(&digest)?.iter().find(|h| h.worker == worker).map(|h| h.used_at)
+    }
+
+    /// How many leading blocks of `digests` the worker is believed to hold.
+    pub fn depth(&self, digests: &[Digest], worker: &WorkerCache) -> Match {
+        let mut matched = Match::default();
+        let (mut low, mut high) = (0, digests.len());
+        // Most prompts share nothing with most workers, or all of what they share: the first block
+        // decides the former with one probe.
+        let mut probe = 0;
+        while low < high {
+            match self.used_at(digests[probe].short(), worker.number) {
+                Some(used_at) if worker.believes(used_at) => {
+                    let age_blocks = worker.clock.load(Relaxed).saturating_sub(used_at);
+                    matched = Match { blocks: probe + 1, age_blocks };
+                    low = probe + 1;
+                }
+                _ => high = probe,
+            }
+            probe = low + (high - low) / 2;
+        }
+        matched
+    }
+
+    /// Counts `digests` as used at the worker now; `matched` of them were believed to be there.
+    pub fn insert(&self, digests: &[Digest], matched: usize, worker: &WorkerCache) {
+        let new = digests.len().saturating_sub(matched) as u64;
+        let used_at = worker.clock.fetch_add(new, Relaxed) + new;
+        for digest in digests.iter().map(Digest::short) {
+            let mut stripe = self.stripe(digest);
+            if stripe.len() >= self.stripe_blocks_max && !stripe.contains_key(&digest) {
+                shed(&mut stripe, self.stripe_blocks_max);
+            }
+            let holders = stripe.entry(digest).or_default();
+            match holders.iter_mut().find(|holder| holder.worker == worker.number) {
+                Some(holder) => holder.used_at = used_at,
+                None => holders.push(Holder { worker: worker.number, used_at }),
+            }
+        }
+    }
+
+    /// Drops everything of workers that are gone for good.
+    pub fn remove_workers(&self, gone: &[u32]) {
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock().unwrap_or_else(|poison| poison.into_inner());
+            stripe.retain(|_, holders| {
+                holders.retain(|holder| !gone.contains(&holder.worker));
+                !holders.is_empty()
+            });
+        }
+    }
+
+    /// Blocks remembered.
+    pub fn len(&self) -> usize {
+        let count = |stripe: &Mutex<Stripe>| {
+            stripe.lock().unwrap_or_else(|poison| poison.into_inner()).len()
+        };
+        self.stripes.iter().map(count).sum()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Makes room in a full stripe: drops the older half of each worker's uses.
+///
+/// Costs one pass over the stripe and frees half of it, so the cost per insert stays constant.
+fn shed(stripe: &mut Stripe, blocks_max: usize) {
+    let mut uses: HashMap<u32, Vec<u64>> = HashMap::new();
+    for holder in stripe.values().flatten() {
+        uses.entry(holder.worker).or_default().push(holder.used_at);
+    }
+    let median: HashMap<u32, u64> = uses
+        .into_iter()
+        .map(|(worker, mut times)| {
+            let middle = times.len() / 2;
+            (worker, *times.select_nth_unstable(middle).1)
+        })
+        .collect();
+    stripe.retain(|_, holders| {
+        holders.retain(|holder| holder.used_at > median[&holder.worker]);
+        !holders.is_empty()
+    });
+    if stripe.len() >= blocks_max {
+        stripe.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::digest::{Unit, of_tokens, seed};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chain(tokens: &[u32]) -> Vec<Digest> {
+        of_tokens(&seed(Unit::Tokens, "m", "", ""), tokens, 1)
+    }
+
+    fn route(index: &PrefixIndex, worker: &WorkerCache, tokens: &[u32]) -> usize {
+        let digests = chain(tokens);
+        let matched = index.depth(&digests, worker).blocks;
+        index.insert(&digests, matched, worker);
+        matched
+    }
+
+    #[test]
+    fn what_was_routed_is_found_and_only_there() {
+        let index = PrefixIndex::new(1 << 12);
+        let (a, b) = (WorkerCache::new(0, 1_000), WorkerCache::new(1, 1_000));
+        assert_eq!(route(&index, &a, &[1, 2, 3]), 0);
+        assert_eq!(index.depth(&chain(&[1, 2, 3, 4]), &a).blocks, 3);
+        assert_eq!(index.depth(&chain(&[1, 2, 9]), &a).blocks, 2);
+        assert_eq!(index.depth(&chain(&[1, 2, 3]), &b).blocks, 0);
+    }
+
+    #[test]
+    fn a_restart_forgets_and_learns_again() {
+        let index = PrefixIndex::new(1 << 12);
+        let worker = WorkerCache::new(0, 1_000);
+        route(&index, &worker, &[1, 2]);
+        worker.clear();
+        assert_eq!(index.depth(&chain(&[1, 2]), &worker).blocks, 0);
+        assert_eq!(worker.free_share(), 1.0);
+        route(&index, &worker, &[1, 2]);
+        assert_eq!(index.depth(&chain(&[1, 2]), &worker).blocks, 2);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_capacity_is_not_believed() {
+        let index = PrefixIndex::new(1 << 12);
+        let worker = WorkerCache::new(0, WORKER_BLOCKS_MIN);
+        route(&index, &worker, &[7]);
+        let others: Vec<u32> = (1_000..1_000 + WORKER_BLOCKS_MIN as u32).collect();
+        route(&index, &worker, &others);
+        assert_eq!(index.depth(&chain(&[7]), &worker).blocks, 1);
+        route(&index, &worker, &[5_000]);
+        assert_eq!(index.depth(&chain(&[7]), &worker).blocks, 0);
+    }
+
+    #[test]
+    fn evidence_moves_the_capacity_both_ways_within_its_bounds() {
+        let worker = WorkerCache::new(0, 6_400);
+        worker.correct(0, true);
+        assert_eq!(worker.capacity_blocks(), 6_500);
+        worker.correct(100, false);
+        assert_eq!(worker.capacity_blocks(), 6_500 - 800);
+        for _ in 0..1_000 {
+            worker.correct(0, false);
+        }
+        assert_eq!(worker.capacity_blocks(), WORKER_BLOCKS_MIN);
+    }
+
+    #[test]
+    fn removed_workers_leave_nothing() {
+        let index = PrefixIndex::new(1 << 12);
+        let worker = WorkerCache::new(3, 1_000);
+        route(&index, &worker, &[1, 2, 3]);
+        index.remove_workers(&[3]);
+        assert!(index.is_empty());
+    }
+
+    proptest! {
+        /// Against a naive LRU-free model with room for everything: the longest common prefix with
+        /// anything routed to that worker.
+        #[test]
+        fn with_room_for_all_the_depth_is_the_longest_common_prefix(
+            routed in prop::collection::vec((0u32..3, prop::collection::vec(0u32..3, 1..8)), 0..40),
+            query in prop::collection::vec(0u32..3, 0..8),
+        ) {
+            let index = PrefixIndex::new(1 << 16);
+            let workers: Vec<_> = (0..3).map(|n| WorkerCache::new(n, 1 << 20)).collect();
+            for (worker, tokens) in &routed {
+                route(&index, &workers[*worker as usize], tokens);
+            }
+            for (number, worker) in (0u32..).zip(&workers) {
+                let naive = routed.iter().filter(|(w, _)| *w == number)
+                    .map(|(_, t)| t.iter().zip(&query).take_while(|(a, b)| a == b).count())
+                    .max().unwrap_or(0);
+                prop_assert_eq!(index.depth(&chain(&query), worker).blocks, naive);
+            }
+        }
+
+        #[test]
+        fn the_index_never_outgrows_its_limit(
+            routed in prop::collection::vec(prop::collection::vec(any::<u32>(), 1..64), 0..200),
+        ) {
+            let limit = STRIPES * 16;
+            let index = PrefixIndex::new(limit);
+            let worker = WorkerCache::new(0, 1 << 20);
+            for tokens in &routed {
+                route(&index, &worker, tokens);
+                prop_assert!(index.len() <= limit);
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! `cgn-router`: the OpenAI gateway. One thread per core, completion I/O, one hop to the engine.
+//!
+//! Start reading at [`request`]: the life of a request is that file, one phase a line, one file a
+//! phase. Three kinds of code are kept apart:
+//!
+//! * deciding, pure: [`http`], [`parse`], [`pick`], [`openai`], [`usage`];
+//! * doing, awaits I/O: [`read`], [`tokenize`], [`forward`], [`relay`], [`probe`], [`follow`];
+//! * owning: [`shard`] (one core), [`cluster`] and [`index`] (shared by the cores).
+//!
+//! It never imports `kvstore`, and knows control only by the frames of `dataplane::wire`.
+#![forbid(unsafe_code)]
+
+pub mod admit;
+pub mod authenticate;
+pub mod candidates;
+pub mod cluster;
+pub mod config;
+pub mod connection;
+pub mod error;
+pub mod explain;
+pub mod follow;
+pub mod forward;
+pub mod http;
+pub mod index;
+pub mod local;
+pub mod openai;
+pub mod parse;
+pub mod pick;
+pub mod probe;
+pub mod read;
+pub mod relay;
+pub mod request;
+pub mod server;
+pub mod shard;
+pub mod socket;
+pub mod stats;
+pub mod tokenize;
+pub mod upstream;
+pub mod usage;
+pub mod watch;

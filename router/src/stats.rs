@@ -1,0 +1,213 @@
+//! What the router counts, declared once: name, unit, help, labels. Shared by all cores.
+//!
+//! Names follow `cgn_router_<noun>_<unit>[_total]`, base units, the engines' own words.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::cluster::Cluster;
+
+/// Buckets for what a user waits for: 1 ms to 2 min, about ×2.
+const WAIT_SECONDS: [f64; 17] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0,
+    120.0,
+];
+/// Buckets for what the router itself takes: 1 µs to 50 ms.
+const OWN_SECONDS: [f64; 12] = [
+    0.000_001, 0.000_002, 0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005,
+    0.01, 0.05,
+];
+
+/// All metrics of the process.
+pub struct Stats {
+    registry: Registry,
+    /// Answered requests by endpoint and status.
+    pub requests: IntCounterVec,
+    /// Requests refused before an engine was touched, by reason.
+    pub refusals: IntCounterVec,
+    /// Requests being worked on.
+    pub requests_running: IntGauge,
+    /// From the request read to the first byte of the answer sent.
+    pub time_to_first_token: Histogram,
+    /// Between two reads of a stream.
+    pub inter_token_latency: Histogram,
+    /// From the request read to the last byte of the answer sent.
+    pub e2e_latency: Histogram,
+    /// Digest, index lookup and score of one request.
+    pub decision: Histogram,
+    /// Attempts after the first, by what made them necessary.
+    pub retries: IntCounterVec,
+    /// Prompts by how they were cut into blocks.
+    pub tokenize: IntCounterVec,
+    /// Prompt tokens, as engines counted them.
+    pub prompt_tokens: IntCounter,
+    /// Of these, served from an engine's cache, as engines counted them.
+    pub cached_tokens: IntCounter,
+    /// Prefix tokens the router expected to be cached.
+    pub predicted_tokens: IntCounter,
+    /// Tokens generated, as engines counted them.
+    pub completion_tokens: IntCounter,
+    /// Requests whose client hung up before the answer was complete.
+    pub clients_gone: IntCounter,
+    /// Streams that ended in an error event because their engine did.
+    pub streams_broken: IntCounter,
+    /// Client connections open.
+    pub connections: IntGauge,
+    picks: IntCounterVec,
+    worker_inflight: IntGaugeVec,
+    worker_ready: IntGaugeVec,
+    worker_blocks: IntGaugeVec,
+    index_blocks: IntGauge,
+    snapshot_version: IntGauge,
+    uptime: Gauge,
+    started: Instant,
+}
+
+impl Stats {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// Only for a name declared twice, which a test rules out.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let declare = Declare(&registry);
+        Ok(Stats {
+            requests: declare.counters("requests_total", "Requests answered.", &["endpoint", "status"])?,
+            refusals: declare.counters("refusals_total", "Requests the router refused itself.", &["reason"])?,
+            requests_running: declare.gauge("requests_running", "Requests being worked on.")?,
+            time_to_first_token: declare.histogram("time_to_first_token_seconds", "From request read to first byte of the answer sent.", &WAIT_SECONDS)?,
+            inter_token_latency: declare.histogram("inter_token_latency_seconds", "Between two reads of a streamed answer.", &WAIT_SECONDS)?,
+            e2e_latency: declare.histogram("e2e_request_latency_seconds", "From request read to last byte of the answer sent.", &WAIT_SECONDS)?,
+            decision: declare.histogram("decision_seconds", "Index lookup, scoring and pick of one request.", &OWN_SECONDS)?,
+            retries: declare.counters("retries_total", "Attempts after the first.", &["cause"])?,
+            tokenize: declare.counters("tokenize_total", "Prompts by how they were cut into blocks.", &["path"])?,
+            prompt_tokens: declare.counter("prompt_tokens_total", "Prompt tokens as engines counted them.")?,
+            cached_tokens: declare.counter("cached_tokens_total", "Prompt tokens served from an engine's cache, as engines counted them.")?,
+            predicted_tokens: declare.counter("predicted_prefix_tokens_total", "Prefix tokens expected in the cache of the worker picked.")?,
+            completion_tokens: declare.counter("completion_tokens_total", "Tokens generated as engines counted them.")?,
+            clients_gone: declare.counter("clients_gone_total", "Requests whose client hung up first.")?,
+            streams_broken: declare.counter("streams_broken_total", "Streams that ended in an error event because their engine failed.")?,
+            connections: declare.gauge("client_connections", "Client connections open.")?,
+            picks: declare.counters("picks_total", "Requests given to a worker.", &["worker"])?,
+            worker_inflight: declare.gauges("worker_inflight_requests", "Requests in flight to a worker.", &["worker"])?,
+            worker_ready: declare.gauges("worker_ready", "1 while a worker can be picked.", &["worker", "model"])?,
+            worker_blocks: declare.gauges("worker_cache_blocks", "Blocks a worker's KV cache is believed to hold.", &["worker"])?,
+            index_blocks: declare.gauge("index_blocks", "Blocks the prefix index remembers.")?,
+            snapshot_version: declare.gauge("snapshot_version", "Version of control's snapshot in force; 0 for a static list.")?,
+            uptime: {
+                let gauge = Gauge::with_opts(opts("uptime_seconds", "Since the process started."))?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
+            started: Instant::now(),
+            registry,
+        })
+    }
+
+    /// The exposition text. Per-worker figures are read off the cluster here, not on the path.
+    pub fn render(&self, cluster: &Cluster) -> Vec<u8> {
+        let view = cluster.view();
+        for vector in [&self.worker_inflight, &self.worker_blocks, &self.worker_ready] {
+            vector.reset();
+        }
+        self.picks.reset();
+        for worker in view.workers() {
+            let id = worker.worker.id.as_str();
+            let ready = worker
+                .worker
+                .capabilities
+                .first()
+                .is_some_and(|&capability| worker.exclusion(capability).is_none());
+            self.worker_inflight
+                .with_label_values(&[id])
+                .set(i64::from(worker.life.inflight.load(Relaxed)));
+            self.worker_blocks
+                .with_label_values(&[id])
+                .set(worker.life.cache.capacity_blocks().try_into().unwrap_or(i64::MAX));
+            self.worker_ready.with_label_values(&[id, &worker.worker.model]).set(ready.into());
+            self.picks.with_label_values(&[id]).inc_by(worker.life.picked.load(Relaxed));
+        }
+        self.index_blocks.set(cluster.index.len().try_into().unwrap_or(i64::MAX));
+        self.snapshot_version.set(view.version.try_into().unwrap_or(i64::MAX));
+        self.uptime.set(self.started.elapsed().as_secs_f64());
+        let mut text = Vec::with_capacity(16 << 10);
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be rendered");
+        }
+        text
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("cgn_router_{name}"), help)
+}
+
+struct Declare<'a>(&'a Registry);
+
+impl Declare<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let metric = IntCounter::with_opts(opts(name, help))?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let metric = IntCounterVec::new(opts(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let metric = IntGauge::with_opts(opts(name, help))?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let metric = IntGaugeVec::new(opts(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        let options = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        let metric = Histogram::with_opts(options)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_declared_once_and_carries_the_prefix() {
+        let stats = Stats::new().unwrap();
+        stats.requests.with_label_values(&["chat", "200"]).inc();
+        let cluster = Cluster::new(&crate::config::Router::default());
+        let text = String::from_utf8(stats.render(&cluster)).unwrap();
+        assert!(text.contains("cgn_router_requests_total{endpoint=\"chat\",status=\"200\"} 1"));
+        assert!(text.lines().filter(|l| !l.starts_with('#')).all(|l| l.starts_with("cgn_router_")));
+    }
+}

@@ -1,0 +1,307 @@
+//! Phase *tokenize*: the prompt → the chain of digests that names its prefix.
+//!
+//! * Exact path: an engine of the model renders its chat template and tokenizes
+//!   (llama.cpp `/apply-template` and `/tokenize`; vLLM and SGLang `/tokenize`). A body seen before is
+//!   not sent again.
+//! * Text path: the raw JSON of tools and messages. A conversation that grows by appending keeps its
+//!   bytes, so prefixes are found; what is lost is only the equality of differently written requests.
+//!
+//! The engine gets the client's bytes either way. A failure here costs accuracy, never the request.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use dataplane::digest::{Digest, Unit, of_text, of_tokens, seed};
+use dataplane::wire::{Capability, EngineKind};
+use serde::Deserialize;
+use sonic_rs::JsonValueTrait;
+
+use crate::cluster::{ModelView, WorkerView};
+use crate::config::KvMode;
+use crate::parse::{Call, Prompt};
+use crate::shard::Shard;
+
+/// How a prompt was cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Exact token ids.
+    Tokens,
+    /// Raw text.
+    Text,
+    /// Not at all.
+    None,
+}
+
+impl Cut {
+    /// For `route explain`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cut::Tokens => "tokens",
+            Cut::Text => "text",
+            Cut::None => "none",
+        }
+    }
+}
+
+/// The name of a prompt's prefix.
+#[derive(Clone, Debug)]
+pub struct Prefix {
+    /// How it was cut.
+    pub cut: Cut,
+    /// One digest per whole block.
+    pub digests: Rc<[Digest]>,
+    /// Tokens of the prompt; estimated on the text path, 0 where nothing was cut.
+    pub prompt_tokens: u64,
+    /// Bytes of the prompt's text in the request; 0 for token ids.
+    pub text_bytes: u64,
+    tokens_per_block: f64,
+}
+
+impl Prefix {
+    fn none(text_bytes: u64) -> Self {
+        Prefix {
+            cut: Cut::None,
+            digests: Rc::new([]),
+            prompt_tokens: 0,
+            text_bytes,
+            tokens_per_block: 0.0,
+        }
+    }
+
+    /// Tokens in so many leading blocks, never more than the prompt has.
+    pub fn tokens_in(&self, blocks: usize) -> u64 {
+        ((blocks as f64 * self.tokens_per_block) as u64).min(self.prompt_tokens)
+    }
+}
+
+/// Names the prefix of `call`.
+pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) -> Prefix {
+    let text_bytes = text_ranges(&call.prompt).iter().map(|range| range.len() as u64).sum();
+    let mode = shard.config.kv.mode;
+    let count = |path| shard.stats.tokenize.with_label_values(&[path]).inc();
+    if mode == KvMode::Off || matches!(call.prompt, Prompt::Many) {
+        return Prefix::none(text_bytes);
+    }
+    if let Prompt::Tokens(range) = &call.prompt {
+        let Ok(tokens) = sonic_rs::from_slice::<Vec<u32>>(&body[range.clone()]) else {
+            return Prefix::none(text_bytes);
+        };
+        count("given");
+        return exact(shard, call, &tokens, text_bytes);
+    }
+    if mode == KvMode::Auto {
+        let key = short_hash(call, body);
+        if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
+            count("cached");
+            return exact_from(shard, digests, prompt_tokens, text_bytes);
+        }
+        if let Some(worker) = tokenizing_worker(model, call.endpoint.capability()) {
+            if let Some(tokens) = ask(shard, &worker, call, body).await {
+                count("engine");
+                let prefix = exact(shard, call, &tokens, text_bytes);
+                let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
+                shard.tokens.borrow_mut().keep(key, entry);
+                return prefix;
+            }
+        } else if model.workers.len() < 2 {
+            return Prefix::none(text_bytes);
+        }
+    }
+    count("text");
+    text(shard, call, body, text_bytes)
+}
+
+fn exact(shard: &Shard, call: &Call, tokens: &[u32], text_bytes: u64) -> Prefix {
+    let salt = call.cache_salt.as_deref().unwrap_or_default();
+    let seed = seed(Unit::Tokens, &call.model, "", salt);
+    let digests = of_tokens(&seed, tokens, shard.config.kv.block_tokens);
+    exact_from(shard, digests.into(), tokens.len() as u64, text_bytes)
+}
+
+fn exact_from(shard: &Shard, digests: Rc<[Digest]>, prompt_tokens: u64, text_bytes: u64) -> Prefix {
+    let tokens_per_block = shard.config.kv.block_tokens as f64;
+    Prefix { cut: Cut::Tokens, digests, prompt_tokens, text_bytes, tokens_per_block }
+}
+
+fn text(shard: &Shard, call: &Call, body: &[u8], text_bytes: u64) -> Prefix {
+    let salt = call.cache_salt.as_deref().unwrap_or_default();
+    let seed = seed(Unit::Text, &call.model, "", salt);
+    let block_bytes = shard.config.kv.block_bytes;
+    let digests = match text_ranges(&call.prompt).as_slice() {
+        [one] => of_text(&seed, &body[one.clone()], block_bytes),
+        several => {
+            let joined: Vec<&[u8]> = several.iter().map(|range| &body[range.clone()]).collect();
+            of_text(&seed, &joined.concat(), block_bytes)
+        }
+    };
+    let tokens_per_byte = f64::from(shard.cluster.tokens_per_byte());
+    Prefix {
+        cut: Cut::Text,
+        digests: digests.into(),
+        prompt_tokens: (text_bytes as f64 * tokens_per_byte) as u64,
+        text_bytes,
+        tokens_per_block: block_bytes as f64 * tokens_per_byte,
+    }
+}
+
+/// The parts of the body a template reads, in its order, without what closes them: the bracket or
+/// quote at the end is not there any more when the conversation goes on.
+fn text_ranges(prompt: &Prompt) -> Vec<Range<usize>> {
+    let open = |range: &Range<usize>| range.start..range.end.saturating_sub(1).max(range.start);
+    match prompt {
+        Prompt::Chat { messages, tools: None } => vec![open(messages)],
+        Prompt::Chat { messages, tools: Some(tools) } => vec![tools.clone(), open(messages)],
+        Prompt::Text(text) => vec![open(text)],
+        Prompt::Tokens(_) | Prompt::Many => Vec::new(),
+    }
+}
+
+/// Any field may change what a template renders, so the whole body is the key.
+fn short_hash(call: &Call, body: &[u8]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(call.endpoint.as_str().as_bytes());
+    hasher.update(&[0]);
+    hasher.update(body);
+    Digest(*hasher.finalize().as_bytes()).short()
+}
+
+/// The least busy worker whose engine can tokenize.
+fn tokenizing_worker(model: &ModelView, capability: Capability) -> Option<Arc<WorkerView>> {
+    model
+        .workers
+        .iter()
+        .filter(|worker| worker.can_tokenize() && worker.exclusion(capability).is_none())
+        .min_by_key(|worker| worker.life.inflight.load(Relaxed))
+        .map(Arc::clone)
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    tokens: Vec<u32>,
+}
+
+/// Asks an engine for the exact token ids of the prompt.
+async fn ask(shard: &Shard, worker: &WorkerView, call: &Call, body: &[u8]) -> Option<Vec<u32>> {
+    let raw = |range: &Range<usize>| String::from_utf8_lossy(&body[range.clone()]).into_owned();
+    let question = match (worker.worker.kind, &call.prompt) {
+        (EngineKind::LlamaCpp, Prompt::Chat { .. }) => {
+            let answer = post(shard, worker, "/apply-template", body).await?;
+            let rendered = sonic_rs::get(answer.as_slice(), ["prompt"]).ok()?;
+            rendered.is_str().then(|| llama_question(rendered.as_raw_str()))?
+        }
+        (EngineKind::LlamaCpp, Prompt::Text(text)) => llama_question(&raw(text)),
+        (_, Prompt::Chat { messages, tools }) => {
+            let model = serde_json::Value::from(call.model.as_str());
+            let tools =
+                tools.as_ref().map_or(String::new(), |range| format!(",\"tools\":{}", raw(range)));
+            format!("{{\"model\":{model},\"messages\":{}{tools}}}", raw(messages))
+        }
+        (_, Prompt::Text(text)) => {
+            let model = serde_json::Value::from(call.model.as_str());
+            format!("{{\"model\":{model},\"prompt\":{}}}", raw(text))
+        }
+        (_, Prompt::Tokens(_) | Prompt::Many) => return None,
+    };
+    let answer = post(shard, worker, "/tokenize", question.as_bytes()).await?;
+    sonic_rs::from_slice::<Tokens>(&answer).ok().map(|answer| answer.tokens)
+}
+
+/// As llama-server itself tokenizes a rendered prompt.
+fn llama_question(content: &str) -> String {
+    format!("{{\"content\":{content},\"add_special\":true,\"parse_special\":true}}")
+}
+
+async fn post(shard: &Shard, worker: &WorkerView, path: &str, body: &[u8]) -> Option<Vec<u8>> {
+    let limit = Duration::from_millis(shard.config.kv.tokenize_timeout_ms);
+    let limits = &shard.config.limits;
+    match shard.pool.exchange(&worker.target, "POST", path, body, limit, limits).await {
+        Ok((200, answer)) => Some(answer),
+        // The engine has no such endpoint; a bad request (400) says nothing of the next one.
+        Ok((403 | 404 | 405 | 501, _)) => {
+            worker.life.cannot_tokenize.store(true, Relaxed);
+            tracing::warn!(worker = worker.worker.id, path, "cannot tokenize; routing by text");
+            None
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Prompts tokenized lately, oldest first out.
+#[derive(Debug)]
+pub struct TokenCache {
+    entries_max: usize,
+    entries: HashMap<u128, (Rc<[Digest]>, u64)>,
+    order: VecDeque<u128>,
+}
+
+impl TokenCache {
+    /// A cache of at most `entries_max` prompts.
+    pub fn new(entries_max: usize) -> Self {
+        TokenCache { entries_max, entries: HashMap::new(), order: VecDeque::new() }
+    }
+
+    fn find(&self, key: u128) -> Option<(Rc<[Digest]>, u64)> {
+        self.entries.get(&key).map(|(digests, tokens)| (Rc::clone(digests), *tokens))
+    }
+
+    fn keep(&mut self, key: u128, entry: (Rc<[Digest]>, u64)) {
+        if self.entries_max == 0 || self.entries.insert(key, entry).is_some() {
+            return;
+        }
+        self.order.push_back(key);
+        if self.order.len() > self.entries_max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::Endpoint;
+
+    #[test]
+    fn the_cache_keeps_the_youngest_within_its_limit() {
+        let mut cache = TokenCache::new(2);
+        for key in [1, 2, 2, 3] {
+            cache.keep(key, (Rc::new([]), key as u64));
+        }
+        assert!(cache.find(1).is_none());
+        assert_eq!(cache.find(2).map(|(_, tokens)| tokens), Some(2));
+        assert_eq!(cache.find(3).map(|(_, tokens)| tokens), Some(3));
+        let mut none = TokenCache::new(0);
+        none.keep(1, (Rc::new([]), 1));
+        assert!(none.entries.is_empty());
+    }
+
+    /// The text of a conversation is a prefix of the text of the same conversation one turn later.
+    #[test]
+    fn a_conversation_that_goes_on_keeps_its_text() {
+        let text = |body: &str| {
+            let call = crate::parse::call(Endpoint::Chat, body.as_bytes()).unwrap();
+            text_ranges(&call.prompt).into_iter().map(|r| body[r].to_owned()).collect::<String>()
+        };
+        let one = text(r#"{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"x":1}]}"#);
+        let two = text(r#"{"tools":[{"x":1}],"model":"m","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#);
+        assert!(two.starts_with(&one), "{one} / {two}");
+    }
+
+    #[test]
+    fn tokens_of_a_match_never_exceed_the_prompt() {
+        let prefix = Prefix {
+            cut: Cut::Text,
+            digests: Rc::new([]),
+            prompt_tokens: 100,
+            text_bytes: 400,
+            tokens_per_block: 64.0,
+        };
+        assert_eq!(prefix.tokens_in(1), 64);
+        assert_eq!(prefix.tokens_in(2), 100);
+    }
+}
