@@ -13,8 +13,9 @@ use crate::shard::Shard;
 use crate::socket::write_all;
 use crate::watch::{Phase, Registration};
 
-/// Buffers of an idle connection are cut down to this.
-const IDLE_BUFFER_BYTES_MAX: usize = 16 << 10;
+/// Buffers of an idle connection are cut down to this: what a 32 KB prompt needs, so that a client
+/// that sends one after another has them read in one piece each.
+const IDLE_BUFFER_BYTES_MAX: usize = 40 << 10;
 /// What is left unread by a refused client is read and dropped up to this, so that the refusal is
 /// not lost in a reset (RFC 9112 §9.6).
 const LINGER_BYTES_MAX: usize = 1 << 20;

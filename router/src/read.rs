@@ -15,6 +15,9 @@ use crate::watch::Phase;
 /// Room offered to each read while only a head is expected: most requests fit whole.
 const READ_ROOM_BYTES: usize = 8 << 10;
 
+/// Room given to a body on its announcement alone.
+const ANNOUNCED_ROOM_BYTES: usize = 128 << 10;
+
 /// One request with the bytes it was read from.
 pub struct Request {
     bytes: Vec<u8>,
@@ -84,10 +87,10 @@ pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Reques
                 .ok_or(RequestError::BodyTooLong(limit))?;
             let end = head.length + length;
             invite(client, &head, end).await?;
-            // Room grows with what has come, not with what was announced.
+            // Beyond a usual prompt, room grows with what has come, not with what was announced.
             while client.inbuf.len() < end {
                 let missing = end - client.inbuf.len();
-                let room = missing.min(client.inbuf.len().max(READ_ROOM_BYTES));
+                let room = missing.min(client.inbuf.len().max(ANNOUNCED_ROOM_BYTES));
                 if !more(client, room).await? {
                     return Ok(None);
                 }

@@ -175,6 +175,7 @@ fn write_head(
     let fields = std::mem::take(&mut answer.head.fields);
     let (status, reason) = (answer.head.status, answer.head.reason.clone());
     let bytes = answer.buffer();
+    out.clear();
     let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
     put(&[b"HTTP/1.1 ", status.to_string().as_bytes(), b" ", &bytes[reason], b"\r\n"]);
     for field in &fields {

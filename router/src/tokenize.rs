@@ -94,12 +94,12 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         return exact(shard, call, &tokens, text_bytes);
     }
     if mode == KvMode::Auto {
-        let key = short_hash(call, body);
-        if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
-            count("cached");
-            return exact_from(shard, digests, prompt_tokens, text_bytes);
-        }
         if let Some(worker) = tokenizing_worker(model, call.endpoint.capability()) {
+            let key = short_hash(call, body);
+            if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
+                count("cached");
+                return exact_from(shard, digests, prompt_tokens, text_bytes);
+            }
             if let Some(tokens) = ask(shard, &worker, call, body).await {
                 count("engine");
                 let prefix = exact(shard, call, &tokens, text_bytes);
