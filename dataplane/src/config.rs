@@ -125,7 +125,10 @@ mod tests {
     #[test]
     fn an_unknown_key_names_file_line_and_nearest_key() {
         let said = error("[router]\nlisten_http = \"127.0.0.1:1\"\nlisten_htpp = 3\n");
-        assert_eq!(said, "r.toml:3: unknown key `listen_htpp`; the nearest known key is `listen_http`");
+        assert_eq!(
+            said,
+            "r.toml:3: unknown key `listen_htpp`; the nearest known key is `listen_http`"
+        );
     }
 
     #[test]

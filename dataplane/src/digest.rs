@@ -126,7 +126,8 @@ mod tests {
     /// by the Python package `blake3` from the definition above.
     #[test]
     fn golden() {
-        let digests = of_tokens(&seed(Unit::Tokens, "m", "", ""), &(1..=16).collect::<Vec<_>>(), 16);
+        let digests =
+            of_tokens(&seed(Unit::Tokens, "m", "", ""), &(1..=16).collect::<Vec<_>>(), 16);
         assert_eq!(format!("{:?}", digests[0]), GOLDEN_BLOCK_1_TO_16);
     }
     const GOLDEN_BLOCK_1_TO_16: &str =

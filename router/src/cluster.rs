@@ -136,8 +136,7 @@ impl Cluster {
     /// Takes a new picture. Workers that cannot be reached by their URL are left out with a warning.
     /// `healthy` is the belief about workers not known before, until a probe says more.
     pub fn apply(&self, snapshot: Snapshot, healthy: bool) {
-        let mut next_number =
-            self.next_number.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut next_number = self.next_number.lock().unwrap_or_else(|poison| poison.into_inner());
         let old = self.view.load_full();
         let known: HashMap<&str, &Arc<WorkerLife>> =
             old.workers().map(|view| (view.worker.id.as_str(), &view.life)).collect();
@@ -220,12 +219,9 @@ impl Cluster {
 /// Control's word that a worker went from not ready to ready is newer than our last failed probe.
 fn control_saw_it_recover(old: &View, worker: &Worker) -> bool {
     worker.state == WorkerState::Ready
-        && old
-            .workers()
-            .find(|view| view.worker.id == worker.id)
-            .is_some_and(|view| {
-                view.worker.state != WorkerState::Ready || view.worker.epoch != worker.epoch
-            })
+        && old.workers().find(|view| view.worker.id == worker.id).is_some_and(|view| {
+            view.worker.state != WorkerState::Ready || view.worker.epoch != worker.epoch
+        })
 }
 
 #[cfg(test)]

@@ -241,16 +241,26 @@ impl Config {
         require_loopback(path, "router.listen_http", router.listen_http)?;
         require_loopback(path, "router.listen_admin", router.listen_admin)?;
         if !router.score_weights.is_valid() {
-            return refuse("router.score_weights", "the four weights must be 0 or more and sum to 1.0".into());
+            return refuse(
+                "router.score_weights",
+                "the four weights must be 0 or more and sum to 1.0".into(),
+            );
         }
         if router.kv.block_tokens == 0 || router.kv.block_bytes == 0 {
             return refuse("router.kv", "block_tokens and block_bytes must be 1 or more".into());
         }
         if router.limits.attempts_max == 0 || router.limits.head_bytes_max < 1024 {
-            return refuse("router.limits", "attempts_max must be 1 or more, head_bytes_max 1024 or more".into());
+            return refuse(
+                "router.limits",
+                "attempts_max must be 1 or more, head_bytes_max 1024 or more".into(),
+            );
         }
         if router.control_socket.is_none() && self.workers.is_empty() {
-            return refuse("workers", "nothing to route to: add a [[workers]] entry or set [router] control_socket".into());
+            return refuse(
+                "workers",
+                "nothing to route to: add a [[workers]] entry or set [router] control_socket"
+                    .into(),
+            );
         }
         for (i, worker) in self.workers.iter().enumerate() {
             let key = format!("workers[{i}]");
@@ -296,7 +306,10 @@ mod tests {
             "router.toml:2: unknown key `listen_htp`; the nearest known key is `listen_http`"
         );
         assert!(error("").contains("nothing to route to"));
-        assert!(error(&format!("[router]\nlisten_http = \"0.0.0.0:80\"\n{WORKER}")).contains("loopback"));
+        assert!(
+            error(&format!("[router]\nlisten_http = \"0.0.0.0:80\"\n{WORKER}"))
+                .contains("loopback")
+        );
         assert!(error(&format!("{WORKER}{WORKER}")).contains("listed twice"));
         assert!(error(&WORKER.replace("http://", "https://")).contains("http://"));
         assert!(error(&WORKER.replace("llama_cpp", "llama")).contains("router.toml:4"));

@@ -33,7 +33,9 @@ pub enum RequestError {
     #[error("the model `{0}` does not exist or you do not have access to it")]
     ModelNotFound(String),
     /// Workers serve the model, but none offers this endpoint.
-    #[error("the model `{model}` does not support {endpoint} here: no engine that serves it offers /v1/{path}")]
+    #[error(
+        "the model `{model}` does not support {endpoint} here: no engine that serves it offers /v1/{path}"
+    )]
     NotSupported {
         /// The model asked for.
         model: String,

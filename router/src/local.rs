@@ -49,9 +49,7 @@ pub async fn answer(
     let fields = format!("x-request-id: {request_id}\r\n");
     let json = "application/json";
     match request.path() {
-        "/healthz" => {
-            client.write_response(200, "text/plain", &fields, b"ok\n", keep_alive).await
-        }
+        "/healthz" => client.write_response(200, "text/plain", &fields, b"ok\n", keep_alive).await,
         "/readyz" => {
             let (status, text) = readiness(shard);
             client.write_response(status, "text/plain", &fields, text.as_bytes(), keep_alive).await

@@ -44,12 +44,7 @@ impl Endpoint {
 }
 
 /// The error envelope: `{"error":{"message","type","param","code"}}`.
-pub fn error_body(
-    message: &str,
-    kind: &str,
-    param: Option<&str>,
-    code: Option<&str>,
-) -> Vec<u8> {
+pub fn error_body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Vec<u8> {
     serde_json::json!({
         "error": { "message": message, "type": kind, "param": param, "code": code }
     })

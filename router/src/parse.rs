@@ -48,8 +48,9 @@ pub enum Prompt {
 /// # Errors
 /// [`RequestError::Json`] and [`RequestError::Field`].
 pub fn call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| RequestError::Json(format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+    let text = std::str::from_utf8(body).map_err(|error| {
+        RequestError::Json(format!("not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
     let mut found = Fields::default();
     walk(text, &mut found)?;
     let model = match &found.model {
@@ -66,8 +67,7 @@ pub fn call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> {
             value.as_bool().ok_or_else(|| field("stream", "`stream` must be a boolean"))?
         }
     };
-    let cache_salt =
-        found.cache_salt.as_ref().and_then(|value| value.as_str()).map(str::to_owned);
+    let cache_salt = found.cache_salt.as_ref().and_then(|value| value.as_str()).map(str::to_owned);
     let prompt = match endpoint {
         Endpoint::Chat => chat_prompt(text, &found)?,
         Endpoint::Completions => completion_prompt(text, &found)?,
@@ -113,7 +113,9 @@ fn walk<'a>(text: &'a str, found: &mut Fields<'a>) -> Result<(), RequestError> {
     match trimmed[end..].trim_ascii() {
         "}" => Ok(()),
         "{}" if end == 0 => Ok(()),
-        rest if end == 0 && rest.len() > 2 && rest[1..rest.len() - 1].trim_ascii().is_empty() => Ok(()),
+        rest if end == 0 && rest.len() > 2 && rest[1..rest.len() - 1].trim_ascii().is_empty() => {
+            Ok(())
+        }
         _ => Err(RequestError::Json("unexpected bytes after the object".to_owned())),
     }
 }
@@ -131,7 +133,9 @@ fn chat_prompt(text: &str, found: &Fields<'_>) -> Result<Prompt, RequestError> {
 }
 
 fn completion_prompt(text: &str, found: &Fields<'_>) -> Result<Prompt, RequestError> {
-    let wrong = || field("prompt", "`prompt` must be a string, an array of strings or an array of token ids");
+    let wrong = || {
+        field("prompt", "`prompt` must be a string, an array of strings or an array of token ids")
+    };
     let value = found
         .prompt
         .as_ref()
@@ -206,8 +210,20 @@ mod tests {
     #[test]
     fn malformed_bodies_are_refused_as_json() {
         for body in [
-            "", "null", "[]", "{", "{\"model\":\"m\"", "{\"model\":\"m\",}", "{\"a\":1}}", "{\"a\":1} {\"b\":2}",
-            "{'model':1}", "{\"model\":\"m\",\"messages\":[1,}", "{\"a\":tru}", "{\"a\":1,\"b\":}", "nonsense", "{\"a\" 1}",
+            "",
+            "null",
+            "[]",
+            "{",
+            "{\"model\":\"m\"",
+            "{\"model\":\"m\",}",
+            "{\"a\":1}}",
+            "{\"a\":1} {\"b\":2}",
+            "{'model':1}",
+            "{\"model\":\"m\",\"messages\":[1,}",
+            "{\"a\":tru}",
+            "{\"a\":1,\"b\":}",
+            "nonsense",
+            "{\"a\" 1}",
             "{\"model\":\"m\",\"messages\":[{\"a\":\"unterminated}]}",
         ] {
             assert!(matches!(chat(body), Err(RequestError::Json(_))), "{body:?} {:?}", chat(body));
@@ -226,7 +242,10 @@ mod tests {
         assert_eq!(param(Endpoint::Chat, r#"{"model":3}"#), "model");
         assert_eq!(param(Endpoint::Chat, r#"{"model":"m"}"#), "messages");
         assert_eq!(param(Endpoint::Chat, r#"{"model":"m","messages":"hi"}"#), "messages");
-        assert_eq!(param(Endpoint::Chat, r#"{"model":"m","stream":"yes","messages":[]}"#), "stream");
+        assert_eq!(
+            param(Endpoint::Chat, r#"{"model":"m","stream":"yes","messages":[]}"#),
+            "stream"
+        );
         assert_eq!(param(Endpoint::Chat, r#"{"model":"m","tools":{},"messages":[]}"#), "tools");
         assert_eq!(param(Endpoint::Completions, r#"{"model":"m","prompt":{}}"#), "prompt");
         assert_eq!(param(Endpoint::Completions, r#"{"model":"m","prompt":[]}"#), "prompt");

@@ -96,7 +96,12 @@ pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Reques
                 }
             }
             let body = Body::InPlace(head.length..end);
-            Ok(Some(Request { bytes: std::mem::take(&mut client.inbuf), head, body, consumed: end }))
+            Ok(Some(Request {
+                bytes: std::mem::take(&mut client.inbuf),
+                head,
+                body,
+                consumed: end,
+            }))
         }
         Framing::Chunked => chunked(client, head, limit).await,
         Framing::None | Framing::UntilClose => {

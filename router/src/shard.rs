@@ -33,7 +33,12 @@ pub struct Shard {
 
 impl Shard {
     /// A shard whose request ids and tie-breaks begin at `seed`.
-    pub fn new(config: Arc<Router>, cluster: Arc<Cluster>, stats: Arc<Stats>, seed: u64) -> Rc<Self> {
+    pub fn new(
+        config: Arc<Router>,
+        cluster: Arc<Cluster>,
+        stats: Arc<Stats>,
+        seed: u64,
+    ) -> Rc<Self> {
         Rc::new(Shard {
             watchdog: Rc::new(Watchdog::new(&config.limits)),
             tokens: RefCell::new(TokenCache::new(config.kv.token_cache_entries_max)),

@@ -77,28 +77,83 @@ impl Stats {
         let registry = Registry::new();
         let declare = Declare(&registry);
         Ok(Stats {
-            requests: declare.counters("requests_total", "Requests answered.", &["endpoint", "status"])?,
-            refusals: declare.counters("refusals_total", "Requests the router refused itself.", &["reason"])?,
+            requests: declare.counters(
+                "requests_total",
+                "Requests answered.",
+                &["endpoint", "status"],
+            )?,
+            refusals: declare.counters(
+                "refusals_total",
+                "Requests the router refused itself.",
+                &["reason"],
+            )?,
             requests_running: declare.gauge("requests_running", "Requests being worked on.")?,
-            time_to_first_token: declare.histogram("time_to_first_token_seconds", "From request read to first byte of the answer sent.", &WAIT_SECONDS)?,
-            inter_token_latency: declare.histogram("inter_token_latency_seconds", "Between two reads of a streamed answer.", &WAIT_SECONDS)?,
-            e2e_latency: declare.histogram("e2e_request_latency_seconds", "From request read to last byte of the answer sent.", &WAIT_SECONDS)?,
-            decision: declare.histogram("decision_seconds", "Index lookup, scoring and pick of one request.", &OWN_SECONDS)?,
+            time_to_first_token: declare.histogram(
+                "time_to_first_token_seconds",
+                "From request read to first byte of the answer sent.",
+                &WAIT_SECONDS,
+            )?,
+            inter_token_latency: declare.histogram(
+                "inter_token_latency_seconds",
+                "Between two reads of a streamed answer.",
+                &WAIT_SECONDS,
+            )?,
+            e2e_latency: declare.histogram(
+                "e2e_request_latency_seconds",
+                "From request read to last byte of the answer sent.",
+                &WAIT_SECONDS,
+            )?,
+            decision: declare.histogram(
+                "decision_seconds",
+                "Index lookup, scoring and pick of one request.",
+                &OWN_SECONDS,
+            )?,
             retries: declare.counters("retries_total", "Attempts after the first.", &["cause"])?,
-            tokenize: declare.counters("tokenize_total", "Prompts by how they were cut into blocks.", &["path"])?,
-            prompt_tokens: declare.counter("prompt_tokens_total", "Prompt tokens as engines counted them.")?,
-            cached_tokens: declare.counter("cached_tokens_total", "Prompt tokens served from an engine's cache, as engines counted them.")?,
-            predicted_tokens: declare.counter("predicted_prefix_tokens_total", "Prefix tokens expected in the cache of the worker picked.")?,
-            completion_tokens: declare.counter("completion_tokens_total", "Tokens generated as engines counted them.")?,
-            clients_gone: declare.counter("clients_gone_total", "Requests whose client hung up first.")?,
-            streams_broken: declare.counter("streams_broken_total", "Streams that ended in an error event because their engine failed.")?,
+            tokenize: declare.counters(
+                "tokenize_total",
+                "Prompts by how they were cut into blocks.",
+                &["path"],
+            )?,
+            prompt_tokens: declare
+                .counter("prompt_tokens_total", "Prompt tokens as engines counted them.")?,
+            cached_tokens: declare.counter(
+                "cached_tokens_total",
+                "Prompt tokens served from an engine's cache, as engines counted them.",
+            )?,
+            predicted_tokens: declare.counter(
+                "predicted_prefix_tokens_total",
+                "Prefix tokens expected in the cache of the worker picked.",
+            )?,
+            completion_tokens: declare
+                .counter("completion_tokens_total", "Tokens generated as engines counted them.")?,
+            clients_gone: declare
+                .counter("clients_gone_total", "Requests whose client hung up first.")?,
+            streams_broken: declare.counter(
+                "streams_broken_total",
+                "Streams that ended in an error event because their engine failed.",
+            )?,
             connections: declare.gauge("client_connections", "Client connections open.")?,
             picks: declare.counters("picks_total", "Requests given to a worker.", &["worker"])?,
-            worker_inflight: declare.gauges("worker_inflight_requests", "Requests in flight to a worker.", &["worker"])?,
-            worker_ready: declare.gauges("worker_ready", "1 while a worker can be picked.", &["worker", "model"])?,
-            worker_blocks: declare.gauges("worker_cache_blocks", "Blocks a worker's KV cache is believed to hold.", &["worker"])?,
+            worker_inflight: declare.gauges(
+                "worker_inflight_requests",
+                "Requests in flight to a worker.",
+                &["worker"],
+            )?,
+            worker_ready: declare.gauges(
+                "worker_ready",
+                "1 while a worker can be picked.",
+                &["worker", "model"],
+            )?,
+            worker_blocks: declare.gauges(
+                "worker_cache_blocks",
+                "Blocks a worker's KV cache is believed to hold.",
+                &["worker"],
+            )?,
             index_blocks: declare.gauge("index_blocks", "Blocks the prefix index remembers.")?,
-            snapshot_version: declare.gauge("snapshot_version", "Version of control's snapshot in force; 0 for a static list.")?,
+            snapshot_version: declare.gauge(
+                "snapshot_version",
+                "Version of control's snapshot in force; 0 for a static list.",
+            )?,
             uptime: {
                 let gauge = Gauge::with_opts(opts("uptime_seconds", "Since the process started."))?;
                 registry.register(Box::new(gauge.clone()))?;

@@ -287,8 +287,11 @@ mod tests {
             let call = crate::parse::call(Endpoint::Chat, body.as_bytes()).unwrap();
             text_ranges(&call.prompt).into_iter().map(|r| body[r].to_owned()).collect::<String>()
         };
-        let one = text(r#"{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"x":1}]}"#);
-        let two = text(r#"{"tools":[{"x":1}],"model":"m","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#);
+        let one =
+            text(r#"{"model":"m","messages":[{"role":"user","content":"a"}],"tools":[{"x":1}]}"#);
+        let two = text(
+            r#"{"tools":[{"x":1}],"model":"m","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+        );
         assert!(two.starts_with(&one), "{one} / {two}");
     }
 

@@ -132,7 +132,10 @@ impl Connection {
     ///
     /// # Errors
     /// [`UpstreamError`].
-    pub async fn read_head(&mut self, head_bytes_max: usize) -> Result<ResponseHead, UpstreamError> {
+    pub async fn read_head(
+        &mut self,
+        head_bytes_max: usize,
+    ) -> Result<ResponseHead, UpstreamError> {
         loop {
             match parse_response(&self.buffer).map_err(|_| UpstreamError::Malformed)? {
                 Some(head) if head.status < 200 => drop(self.buffer.drain(..head.length)),

@@ -226,7 +226,12 @@ mod tests {
     use super::*;
 
     fn limits() -> Limits {
-        Limits { client_idle_s_max: 1, client_stall_s_max: 2, engine_silence_s_max: 3, ..Limits::default() }
+        Limits {
+            client_idle_s_max: 1,
+            client_stall_s_max: 2,
+            engine_silence_s_max: 3,
+            ..Limits::default()
+        }
     }
 
     fn ticks(watchdog: &Watchdog, count: usize) {

@@ -76,9 +76,10 @@ async fn serve(mut stream: TcpStream) {
 fn request_end(bytes: &[u8]) -> Option<usize> {
     let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?.to_ascii_lowercase();
-    let length = text.split("content-length:").nth(1).and_then(|rest| {
-        rest.lines().next().and_then(|line| line.trim().parse::<usize>().ok())
-    });
+    let length = text
+        .split("content-length:")
+        .nth(1)
+        .and_then(|rest| rest.lines().next().and_then(|line| line.trim().parse::<usize>().ok()));
     Some(head + length.unwrap_or(0))
 }
 

@@ -14,8 +14,9 @@ mod table;
 
 use std::process::ExitCode;
 
-use load::{Case, Measured};
+use load::Case;
 use proxies::{Proxy, Stage};
+use table::Row;
 
 struct Plan {
     seconds: u32,
@@ -46,20 +47,23 @@ fn main() -> ExitCode {
 
 fn run(plan: &Plan) -> Result<(), String> {
     let stage = Stage::set_up()?;
-    let mut rows: Vec<(Case, Vec<(&'static str, Vec<Measured>)>)> = Vec::new();
+    let mut rows = Vec::new();
     for case in Case::ALL {
-        let mut of_case: Vec<(&'static str, Vec<Measured>)> = Vec::new();
-        for proxy in Proxy::ALL {
-            of_case.push((proxy.name(), Vec::new()));
-        }
+        let mut proxies: Vec<_> = Proxy::ALL.map(|proxy| (proxy.name(), Vec::new())).into();
         for round in 0..plan.rounds {
             for (at, proxy) in Proxy::ALL.into_iter().enumerate() {
-                eprintln!("{} · {} · round {}/{}", case.name(), proxy.name(), round + 1, plan.rounds);
+                eprintln!(
+                    "{} · {} · round {}/{}",
+                    case.name(),
+                    proxy.name(),
+                    round + 1,
+                    plan.rounds
+                );
                 let measured = load::measure(&stage, &stage.start(proxy)?, case, plan.seconds)?;
-                of_case[at].1.push(measured);
+                proxies[at].1.push(measured);
             }
         }
-        rows.push((case, of_case));
+        rows.push(Row { case, proxies });
     }
     print!("{}", table::render(&rows, plan.seconds, plan.rounds));
     Ok(())

@@ -74,7 +74,9 @@ impl Stage {
         for tool in ["nginx", "wrk", "taskset"] {
             let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output();
             if !found.is_ok_and(|found| found.status.success()) {
-                return Err(format!("`{tool}` is missing: apt-get install nginx-light wrk util-linux"));
+                return Err(format!(
+                    "`{tool}` is missing: apt-get install nginx-light wrk util-linux"
+                ));
             }
         }
         let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
@@ -147,7 +149,8 @@ impl Stage {
 fn engine() -> Result<Running, String> {
     let port = free_port()?;
     let this = std::env::current_exe().map_err(|e| e.to_string())?;
-    let child = pinned(LOAD_CORE, &this.display().to_string()).args(["engine", &port.to_string()]).spawn();
+    let child =
+        pinned(LOAD_CORE, &this.display().to_string()).args(["engine", &port.to_string()]).spawn();
     wait(child.map_err(|e| e.to_string())?, port)
 }
 

@@ -4,14 +4,21 @@ use std::fmt::Write;
 
 use crate::load::{Case, Measured};
 
-type Rows = [(Case, Vec<(&'static str, Vec<Measured>)>)];
+/// One case, and what each proxy gave in each round.
+pub struct Row {
+    /// The case.
+    pub case: Case,
+    /// By the proxy's name, in the order of a round.
+    pub proxies: Vec<(&'static str, Vec<Measured>)>,
+}
 
 /// Markdown, ready for `docs/BENCHMARKS.md`.
-pub fn render(rows: &Rows, seconds: u32, rounds: usize) -> String {
-    let mut text = format!("\nMedians of {rounds} rounds of {seconds} s; one core for the proxy.\n\n");
+pub fn render(rows: &[Row], seconds: u32, rounds: usize) -> String {
+    let mut text =
+        format!("\nMedians of {rounds} rounds of {seconds} s; one core for the proxy.\n\n");
     text.push_str("| case | proxy | CPU µs/request | × nginx | requests/s | p50 µs | p99 µs | added p50 µs | × nginx |\n");
     text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|\n");
-    for (case, proxies) in rows {
+    for Row { case, proxies } in rows {
         let median_of = |name: &str, of: fn(&Measured) -> f64| {
             proxies.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, runs)| median(runs, of))
         };

@@ -140,7 +140,12 @@ fn step(state: State, byte: u8) -> Result<State, MalformedChunk> {
                 _ => {
                     let digit = char::from(byte).to_digit(16).ok_or(MalformedChunk)?;
                     let size = size.checked_mul(16).ok_or(MalformedChunk)? + u64::from(digit);
-                    State::SizeLine { size, digits: digits.saturating_add(1), line_bytes, in_extension }
+                    State::SizeLine {
+                        size,
+                        digits: digits.saturating_add(1),
+                        line_bytes,
+                        in_extension,
+                    }
                 }
             }
         }
@@ -221,7 +226,8 @@ mod tests {
 
     #[test]
     fn broken_framing_is_refused() {
-        for bad in ["x\r\n", "\r\n", "5\r\nhelloX", "5\nhello", "fffffffffffffffff\r\n", "0\r\n\n"] {
+        for bad in ["x\r\n", "\r\n", "5\r\nhelloX", "5\nhello", "fffffffffffffffff\r\n", "0\r\n\n"]
+        {
             let mut scanner = BodyScanner::new(Framing::Chunked);
             assert!(run(&mut scanner, &[bad.as_bytes()]).is_err(), "{bad:?}");
         }

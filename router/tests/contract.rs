@@ -1,0 +1,19 @@
+//! The router through its public face: the real binary, real sockets, and an engine that does on
+//! command what engines do when they fail. No test here needs a model.
+
+#[path = "contract/client.rs"]
+mod client;
+#[path = "contract/engine.rs"]
+mod engine;
+#[path = "contract/failure.rs"]
+mod failure;
+#[path = "contract/http.rs"]
+mod http;
+#[path = "contract/openai.rs"]
+mod openai;
+#[path = "contract/process.rs"]
+mod process;
+#[path = "contract/routing.rs"]
+mod routing;
+#[path = "contract/start.rs"]
+mod start;

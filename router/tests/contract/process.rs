@@ -1,0 +1,125 @@
+//! The router as a process: configuration on disk, free ports, ended with its owner.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::engine::Engine;
+
+const START_MAX: Duration = Duration::from_secs(20);
+
+pub struct Router {
+    child: Child,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    _config: tempfile::TempDir,
+}
+
+/// A port nobody listens on.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// `[[workers]]` for model `m` without tokenizer.
+pub fn worker(engine: &Engine, slots: u32) -> String {
+    format!(
+        "[[workers]]\nurl = \"http://{}\"\nmodel = \"m\"\nkind = \"openai_compat\"\nslots = {slots}\n",
+        engine.address
+    )
+}
+
+impl Router {
+    /// Starts with `[router]` keys and worker entries, and waits until it is ready.
+    pub fn start(keys: &str, workers: &str) -> Router {
+        let router = Router::spawn(keys, workers);
+        router.wait_until("/readyz", 200);
+        router
+    }
+
+    /// Starts and waits only until it answers.
+    pub fn spawn(keys: &str, workers: &str) -> Router {
+        let (http, admin) = (free_address(), free_address());
+        let config = tempfile::tempdir().unwrap();
+        let path = config.path().join("router.toml");
+        let text = format!(
+            "[router]\nlisten_http = \"{http}\"\nlisten_admin = \"{admin}\"\ncores = 2\n{keys}\n{workers}"
+        );
+        std::fs::write(&path, text).unwrap();
+        let child = command(&path).stderr(Stdio::null()).spawn().unwrap();
+        let router = Router { child, http, admin, _config: config };
+        router.wait_until("/healthz", 200);
+        router
+    }
+
+    fn wait_until(&self, path: &str, status: u16) {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            if TcpStream::connect(self.http).is_ok() && self.client().get(path).status == status {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{path} does not become {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.http)
+    }
+
+    /// The value of a metric line that starts with `name`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = Client::connect(self.admin).get("/metrics");
+        let line = text.text().lines().find(|line| line.starts_with(name)).map(str::to_owned);
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    pub fn terminate(&self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    /// Waits for the end; the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the router does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(config: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cgn-router"));
+    command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// Runs the router with this file until it ends by itself.
+pub fn run(text: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("router.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut child = command(&path).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + START_MAX;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("the router did not refuse to start");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut stderr = Vec::new();
+    child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+    Output { status: child.wait().unwrap(), stdout: Vec::new(), stderr }
+}
