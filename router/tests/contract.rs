@@ -1,5 +1,6 @@
 //! The router through its public face: the real binary, real sockets, and an engine that does on
 //! command what engines do when they fail. No test here needs a model.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "contract/client.rs"]
 mod client;
