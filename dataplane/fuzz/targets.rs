@@ -1,0 +1,30 @@
+//! What each fuzz target does with its bytes, and what must hold whatever they are. Used by the
+//! targets (`cargo +nightly fuzz run TARGET`) and by `tests/corpus.rs`, which replays the corpus.
+
+use std::path::Path;
+
+use dataplane::config;
+use dataplane::wire::{Decoder, FromPlane, ScoreWeights, ToPlane, encode};
+
+/// Frames of the local wire: what is understood can be said again in the same words.
+pub fn frame(bytes: &[u8]) {
+    let mut decoder = Decoder::default();
+    decoder.push(bytes);
+    while let Ok(Some(message)) = decoder.poll_message::<ToPlane>() {
+        assert!(encode(&message).is_ok());
+    }
+    let mut decoder = Decoder::default();
+    decoder.push(bytes);
+    while let Ok(Some(message)) = decoder.poll_message::<FromPlane>() {
+        assert!(encode(&message).is_ok());
+    }
+}
+
+/// A configuration: an error is one line and names a line within the text.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Err(error) = config::parse::<ScoreWeights>(Path::new("f"), text) {
+        let said = error.to_string();
+        assert_eq!(said.lines().count(), 1, "{said:?}");
+    }
+}

@@ -1,0 +1,64 @@
+//! What each fuzz target does with its bytes, and what must hold whatever they are. Used by the
+//! targets (`cargo +nightly fuzz run TARGET`) and by `tests/corpus.rs`, which replays the corpus.
+
+use router::http::body::{BodyScanner, Framing};
+use router::http::head::{parse_request, parse_response};
+use router::openai::Endpoint;
+use router::parse::{self, Prompt};
+use router::usage::Tail;
+
+/// A request head: its ranges lie within the bytes.
+pub fn request_head(bytes: &[u8]) {
+    if let Ok(Some(head)) = parse_request(bytes) {
+        assert!(head.length <= bytes.len());
+        assert!(!bytes[head.method.clone()].is_empty());
+        assert!(head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length));
+    }
+}
+
+/// A response head, likewise.
+pub fn response_head(bytes: &[u8]) {
+    if let Ok(Some(head)) = parse_response(bytes) {
+        assert!(head.length <= bytes.len());
+        assert!(bytes.get(head.reason.clone()).is_some());
+        assert!(head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length));
+    }
+}
+
+/// Chunks: fed whole or byte by byte, the payload and the verdict are the same.
+pub fn chunks(bytes: &[u8]) {
+    let mut whole = (BodyScanner::new(Framing::Chunked), Vec::new());
+    let all = whole.0.feed(bytes, |run| whole.1.extend_from_slice(run));
+    let mut single = (BodyScanner::new(Framing::Chunked), Vec::new());
+    let mut taken = Ok(0);
+    for byte in bytes {
+        match single.0.feed(&[*byte], |run| single.1.extend_from_slice(run)) {
+            Ok(one) => taken = taken.map(|sum| sum + one),
+            Err(error) => {
+                taken = Err(error);
+                break;
+            }
+        }
+    }
+    assert_eq!(all, taken);
+    assert_eq!(whole.1, single.1);
+    let mut tail = Tail::default();
+    tail.push(&whole.1);
+    let _ = tail.usage();
+}
+
+/// A request body: its ranges are JSON of their own; what serde_json refuses is refused.
+pub fn call(bytes: &[u8]) {
+    for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Embeddings] {
+        let Ok(call) = parse::call(endpoint, bytes) else { continue };
+        match call.prompt {
+            Prompt::Chat { messages, tools } => {
+                assert!(bytes[messages].starts_with(b"["));
+                assert!(tools.is_none_or(|tools| bytes[tools].starts_with(b"[")));
+            }
+            Prompt::Text(text) => assert!(bytes[text].starts_with(b"\"")),
+            Prompt::Tokens(tokens) => assert!(bytes[tokens].starts_with(b"[")),
+            Prompt::Many => {}
+        }
+    }
+}
