@@ -12,7 +12,9 @@ pub fn request_head(bytes: &[u8]) {
     if let Ok(Some(head)) = parse_request(bytes) {
         assert!(head.length <= bytes.len());
         assert!(!bytes[head.method.clone()].is_empty());
-        assert!(head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length));
+        assert!(
+            head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length)
+        );
     }
 }
 
@@ -21,7 +23,9 @@ pub fn response_head(bytes: &[u8]) {
     if let Ok(Some(head)) = parse_response(bytes) {
         assert!(head.length <= bytes.len());
         assert!(bytes.get(head.reason.clone()).is_some());
-        assert!(head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length));
+        assert!(
+            head.fields.iter().all(|f| f.name.end <= head.length && f.value.end <= head.length)
+        );
     }
 }
 

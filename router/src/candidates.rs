@@ -107,7 +107,7 @@ pub fn seat(
     worker.life.inflight.fetch_add(1, Relaxed);
     worker.life.picked.fetch_add(1, Relaxed);
     if !prefix.digests.is_empty() {
-        shard.cluster.index.insert(&prefix.digests, matched.blocks, &worker.life.cache);
+        shard.cluster.index.insert(&prefix.digests, matched, &worker.life.cache);
     }
     Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched })
 }

@@ -265,7 +265,7 @@ mod tests {
             &[1, 2],
             1,
         );
-        cluster.index.insert(&digests, 0, &first.cache);
+        cluster.index.insert(&digests, crate::index::Match::default(), &first.cache);
         cluster.apply(snapshot(2, vec![worker("a", 1, WorkerState::Ready)]), true);
         let again = life(&cluster, "a");
         assert!(Arc::ptr_eq(&first, &again));

@@ -174,11 +174,17 @@ impl PrefixIndex {
         matched
     }
 
-    /// Counts `digests` as used at the worker now; `matched` of them were believed to be there.
-    pub fn insert(&self, digests: &[Digest], matched: usize, worker: &WorkerCache) {
-        let new = digests.len().saturating_sub(matched) as u64;
+    /// Counts `digests` as used at the worker now; `matched` says which were believed to be there.
+    ///
+    /// Matched blocks used a moment ago (within a sixteenth of the capacity) are not touched again:
+    /// a hot prefix costs its requests no writes, and its age is off by no more than that.
+    pub fn insert(&self, digests: &[Digest], matched: Match, worker: &WorkerCache) {
+        let known = matched.blocks.min(digests.len());
+        let is_fresh = matched.age_blocks <= worker.capacity.load(Relaxed) / 16;
+        let new = (digests.len() - known) as u64;
         let used_at = worker.clock.fetch_add(new, Relaxed) + new;
-        for digest in digests.iter().map(Digest::short) {
+        let from = if is_fresh { known } else { 0 };
+        for digest in digests[from..].iter().map(Digest::short) {
             let mut stripe = self.stripe(digest);
             if stripe.len() >= self.stripe_blocks_max && !stripe.contains_key(&digest) {
                 shed(&mut stripe, self.stripe_blocks_max);
@@ -253,9 +259,9 @@ mod tests {
 
     fn route(index: &PrefixIndex, worker: &WorkerCache, tokens: &[u32]) -> usize {
         let digests = chain(tokens);
-        let matched = index.depth(&digests, worker).blocks;
+        let matched = index.depth(&digests, worker);
         index.insert(&digests, matched, worker);
-        matched
+        matched.blocks
     }
 
     #[test]

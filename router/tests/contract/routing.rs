@@ -93,8 +93,10 @@ fn llama_cpp_prompts_are_cut_by_their_exact_tokens() {
     let engine = llama(160);
     let router = Router::start("", &llama_worker(&engine));
     let prompt = words(1, 160);
-    let prefix = |content: &str| {
-        let answer = router.client().post(CHAT, "", &chat(content));
+    // One connection: each core remembers the prompts it saw itself.
+    let mut client = router.client();
+    let mut prefix = |content: &str| {
+        let answer = client.post(CHAT, "", &chat(content));
         answer.field("x-cgn-prefix-tokens").unwrap().parse::<u64>().unwrap()
     };
     assert_eq!(prefix(&prompt), 0);
