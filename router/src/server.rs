@@ -141,8 +141,11 @@ impl Role {
     }
 }
 
-/// Binds `count` listeners to one address, after making sure nobody else holds it: with
-/// `SO_REUSEPORT` alone a second router would silently take half of the connections.
+/// Binds `count` listeners to one address that nobody else holds.
+///
+/// With `SO_REUSEPORT` alone a second router of the same user would silently take half of the
+/// connections. So the first socket binds without it, which fails if anybody is there, and allows
+/// sharing only afterwards.
 fn bind_shared(
     address: SocketAddr,
     key: &'static str,
@@ -158,14 +161,15 @@ fn bind_shared(
         socket.set_reuse_port(shared)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
+        socket.set_reuse_port(true)?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    let trial = bind(address, false).map_err(refuse)?;
-    let address = trial.local_addr().map_err(refuse)?;
-    drop(trial);
-    let listeners =
-        (0..count).map(|_| bind(address, true)).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+    let mut listeners = vec![bind(address, false).map_err(refuse)?];
+    let address = listeners[0].local_addr().map_err(refuse)?;
+    for _ in 1..count {
+        listeners.push(bind(address, true).map_err(refuse)?);
+    }
     Ok((address, listeners))
 }
 

@@ -54,7 +54,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing::info!(http = %server.http, admin = %server.admin, "listening");
+    // For people and for scripts that configured port 0.
+    println!("listening on http://{} (admin http://{})", server.http, server.admin);
     let signal = signals.wait();
     tracing::info!(?signal, "draining");
     // A second signal ends the drain.

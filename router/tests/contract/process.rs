@@ -1,6 +1,6 @@
 //! The router as a process: configuration on disk, free ports, ended with its owner.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -40,14 +40,25 @@ impl Router {
 
     /// Starts and waits only until it answers.
     pub fn spawn(keys: &str, workers: &str) -> Router {
-        let (http, admin) = (free_address(), free_address());
         let config = tempfile::tempdir().unwrap();
         let path = config.path().join("router.toml");
         let text = format!(
-            "[router]\nlisten_http = \"{http}\"\nlisten_admin = \"{admin}\"\ncores = 2\n{keys}\n{workers}"
+            "[router]\nlisten_http = \"127.0.0.1:0\"\nlisten_admin = \"127.0.0.1:0\"\ncores = 2\n{keys}\n{workers}"
         );
         std::fs::write(&path, text).unwrap();
-        let child = command(&path).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command(&path).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // listening on http://127.0.0.1:1234 (admin http://127.0.0.1:1235)
+        let mut addresses = line.split("http://").skip(1).map(|part| {
+            part.trim_end_matches([')', '\n', ' '])
+                .trim_end_matches("(admin")
+                .trim()
+                .parse()
+                .unwrap()
+        });
+        let (http, admin) = (addresses.next().unwrap(), addresses.next().unwrap());
         let router = Router { child, http, admin, _config: config };
         router.wait_until("/healthz", 200);
         router
