@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dataplane::config::{ConfigError, load, parse, require_loopback};
 use dataplane::wire::{Capability, EngineKind, ScoreWeights, Worker, WorkerState};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -20,7 +20,7 @@ pub struct Config {
 }
 
 /// `[router]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Router {
     /// Where clients come in.
@@ -57,7 +57,7 @@ impl Default for Router {
 }
 
 /// How prompts are cut into blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvMode {
     /// Token ids where an engine of the model can tokenize, else the text; the text path rests
@@ -70,7 +70,7 @@ pub enum KvMode {
 }
 
 /// `[router.kv]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kv {
     /// Which path.
@@ -104,7 +104,7 @@ impl Default for Kv {
 }
 
 /// `[router.limits]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes of a request or response head; more is a 431 (or a bad gateway).
@@ -314,5 +314,17 @@ mod tests {
         assert!(error(&WORKER.replace("http://", "https://")).contains("http://"));
         assert!(error(&WORKER.replace("llama_cpp", "llama")).contains("router.toml:4"));
         assert!(error(&format!("[router.score_weights]\nkv = 1.0\nload = 1.0\npower = 0.0\ncapacity = 0.0\n{WORKER}")).contains("sum to 1.0"));
+    }
+
+    /// `docs/CONFIGURATION.md` names every key, and with its default.
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let page = include_str!("../../docs/CONFIGURATION.md");
+        let block =
+            page.split("## cgn-router").nth(1).and_then(|part| part.split("```toml").nth(1));
+        let block = block.and_then(|part| part.split("```").next()).expect("a block of TOML");
+        let documented: toml::Table = block.parse().expect("TOML");
+        let defaults = toml::Table::try_from(Router::default()).expect("TOML");
+        assert_eq!(documented["router"], toml::Value::Table(defaults));
     }
 }

@@ -1,0 +1,129 @@
+//! `cgnctl`: what an operator types. Each command is one file below `cli/`.
+//!
+//! With `--output json` stdout carries one object and nothing else; progress and errors go to
+//! stderr. The exit code says what kind of end it was (see [`Failure`]).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+mod connect;
+mod explain;
+mod failure;
+mod models;
+mod nodes;
+mod output;
+mod progress;
+mod recipe;
+mod recipe_down;
+mod recipe_up;
+mod wait;
+
+pub use failure::Failure;
+
+/// The command line of Cognitora.
+#[derive(Debug, Parser)]
+#[command(name = "cgnctl", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Args)]
+struct Global {
+    /// Address of cgn-control [env: CGN_CONTROL] [default: http://127.0.0.1:9090].
+    #[arg(long, global = true, value_name = "URL")]
+    control: Option<String>,
+    /// Folder of recipes [env: CGN_RECIPES_DIR] [default: ./recipes, then
+    /// /usr/share/cognitora/recipes].
+    #[arg(long, global = true, value_name = "DIR")]
+    recipes: Option<PathBuf>,
+    /// For people or for programs.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// How results are written to stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Aligned columns.
+    Table,
+    /// One object with stable snake_case keys.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What to serve, and starting and stopping it.
+    #[command(subcommand)]
+    Recipe(Recipe),
+    /// The machines.
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// What is served.
+    #[command(subcommand)]
+    Model(Model),
+    /// Where requests go.
+    #[command(subcommand)]
+    Route(Route),
+}
+
+#[derive(Debug, Subcommand)]
+enum Recipe {
+    /// Lists the recipes.
+    Ls,
+    /// Shows one recipe.
+    Show {
+        /// As `recipe ls` lists it.
+        name: String,
+    },
+    /// Starts a recipe's engines and waits until they are ready.
+    Up(recipe_up::Up),
+    /// Stops a recipe's engines; running requests may finish.
+    Down(recipe_down::Down),
+}
+
+#[derive(Debug, Subcommand)]
+enum Cluster {
+    /// Lists the nodes and their engines.
+    Nodes,
+}
+
+#[derive(Debug, Subcommand)]
+enum Model {
+    /// Lists the models.
+    Ls,
+}
+
+#[derive(Debug, Subcommand)]
+enum Route {
+    /// Shows which worker a request would go to, and why.
+    Explain(explain::Explain),
+}
+
+impl Cli {
+    /// Does what was typed.
+    pub async fn run(self) -> ExitCode {
+        let global = &self.global;
+        let done = match self.command {
+            Command::Recipe(Recipe::Ls) => recipe::ls(global),
+            Command::Recipe(Recipe::Show { name }) => recipe::show(global, &name),
+            Command::Recipe(Recipe::Up(up)) => recipe_up::run(global, &up).await,
+            Command::Recipe(Recipe::Down(down)) => recipe_down::run(global, &down).await,
+            Command::Cluster(Cluster::Nodes) => nodes::ls(global).await,
+            Command::Model(Model::Ls) => models::ls(global).await,
+            Command::Route(Route::Explain(explain)) => explain::run(global, &explain).await,
+        };
+        match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("error: {failure}");
+                ExitCode::from(failure.exit_code())
+            }
+        }
+    }
+}

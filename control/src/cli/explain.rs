@@ -1,0 +1,141 @@
+//! `cgnctl route explain`: why a request would go where it would go. The router that is attached to
+//! control decides, exactly as for a client, but sends nothing.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dataplane::wire::{Candidate, Explanation};
+use serde_json::{Map, Value, json};
+
+use super::connect::Control;
+use super::output::{Table, print};
+use super::{Failure, Global};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// Options of `route explain`.
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The model asked for; not needed when --body names one.
+    #[arg(long, required_unless_present = "body")]
+    model: Option<String>,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Ask {
+    /// The prompt of a /v1/completions request.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A JSON file with the messages of a /v1/chat/completions request.
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// A JSON file with a whole request; it is a chat request if it has `messages`.
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
+}
+
+/// Asks and prints the table.
+pub(super) async fn run(global: &Global, explain: &Explain) -> Result<(), Failure> {
+    let (path, body) = request(explain)?;
+    let answer = Control::connect(global).await?.explain(path, body.to_string()).await?;
+    let explanation: Explanation = serde_json::from_str(&answer).map_err(|error| {
+        Failure::Failed(format!("control's answer is of another version than cgnctl: {error}"))
+    })?;
+    print(global.output, &explanation, render)
+}
+
+fn request(explain: &Explain) -> Result<(&'static str, Value), Failure> {
+    let Ask { prompt, messages, body } = &explain.ask;
+    let model = &explain.model;
+    if let Some(prompt) = prompt {
+        return Ok((COMPLETIONS, json!({ "model": model, "prompt": prompt })));
+    }
+    if let Some(file) = messages {
+        let messages = match read(file)? {
+            Value::Object(mut whole) if whole.contains_key("messages") => whole.remove("messages"),
+            other => Some(other),
+        };
+        return Ok((CHAT, json!({ "model": model, "messages": messages })));
+    }
+    let Some(file) = body else {
+        return Err(Failure::Usage("give one of --prompt, --messages and --body".to_owned()));
+    };
+    let mut body: Map<String, Value> = match read(file)? {
+        Value::Object(body) => body,
+        _ => return Err(Failure::Usage(format!("{}: not a JSON object", file.display()))),
+    };
+    if let Some(model) = model {
+        body.insert("model".to_owned(), json!(model));
+    }
+    let path = if body.contains_key("messages") { CHAT } else { COMPLETIONS };
+    Ok((path, Value::Object(body)))
+}
+
+fn read(file: &PathBuf) -> Result<Value, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::Usage(format!("{}: {error}; give a readable JSON file", file.display()))
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn render(explanation: &Explanation) -> String {
+    let weights = &explanation.weights;
+    let mut table = Table::new([
+        "",
+        "WORKER",
+        "PREFIX",
+        "IN FLIGHT",
+        "KV",
+        "LOAD",
+        "POWER",
+        "CAPACITY",
+        "SCORE",
+        "NOTE",
+    ]);
+    for candidate in &explanation.candidates {
+        table.row(candidate_row(candidate, &explanation.picked));
+    }
+    let unit = match explanation.unit.as_str() {
+        "tokens" => "exact tokens",
+        "text" => "text, tokens estimated",
+        _ => "prefix unknown",
+    };
+    let picked = match explanation.picked.as_str() {
+        "" => "nobody",
+        picked => picked,
+    };
+    format!(
+        "model    {}\nprompt   {} tokens, {} whole blocks ({unit})\n\
+         weights  kv {:.2}, load {:.2}, power {:.2}, capacity {:.2}\n\
+         picked   {picked}\nreason   {}\n\n{table}",
+        explanation.model,
+        explanation.prompt_tokens,
+        explanation.prompt_blocks,
+        weights.kv,
+        weights.load,
+        weights.power,
+        weights.capacity,
+        explanation.reason,
+    )
+}
+
+fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 10] {
+    let term = |value: f64| format!("{value:.4}");
+    [
+        if candidate.worker == picked { "*" } else { "" }.to_owned(),
+        candidate.worker.clone(),
+        candidate.prefix_tokens.to_string(),
+        format!("{}/{}", candidate.inflight, candidate.slots),
+        term(candidate.kv),
+        term(candidate.load),
+        term(candidate.power),
+        term(candidate.capacity),
+        term(candidate.score),
+        candidate.excluded_because.clone(),
+    ]
+}

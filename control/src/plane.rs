@@ -1,0 +1,142 @@
+//! The data planes of this node, as control knows them: who is connected, and which questions are
+//! open with whom.
+//!
+//! A data plane gets the newest snapshot on connecting and after each change. It is never waited
+//! for: a slow one skips what is outdated, a stuck one is hung up on. `plane/listen.rs` owns the
+//! socket file, `plane/connection.rs` moves the bytes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dataplane::wire::{Explanation, FromPlane, ToPlane};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::ControlError;
+
+pub mod connection;
+pub mod listen;
+
+/// Questions open with one router.
+pub const QUESTIONS_MAX: usize = 16;
+/// The data plane that can be asked why.
+const ROUTER: &str = "cgn-router";
+
+type Reply = Result<Explanation, String>;
+
+/// All connections of data planes.
+pub struct Planes {
+    connected: Mutex<Connected>,
+    explain_timeout: Duration,
+}
+
+#[derive(Default)]
+struct Connected {
+    planes: BTreeMap<u64, Plane>,
+    next_plane: u64,
+    next_question: u64,
+}
+
+struct Plane {
+    process: String,
+    ask: mpsc::Sender<ToPlane>,
+    /// Dropping an entry tells its asker that the router is gone.
+    open: HashMap<u64, oneshot::Sender<Reply>>,
+}
+
+/// A connection's place among the others; leaving it ends its open questions.
+pub struct Seat<'a> {
+    planes: &'a Planes,
+    id: u64,
+    /// What this connection should ask its data plane.
+    pub questions: mpsc::Receiver<ToPlane>,
+}
+
+impl Planes {
+    /// None connected yet.
+    pub fn new(explain_timeout: Duration) -> Planes {
+        Planes { connected: Mutex::default(), explain_timeout }
+    }
+
+    /// Takes a data plane in that has said who it is.
+    pub fn join(&self, process: String) -> Seat<'_> {
+        let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+        let mut connected = self.connected();
+        connected.next_plane += 1;
+        let id = connected.next_plane;
+        connected.planes.insert(id, Plane { process, ask, open: HashMap::new() });
+        Seat { planes: self, id, questions }
+    }
+
+    /// Asks the router that has been attached for the longest why a request goes where it goes.
+    ///
+    /// # Errors
+    /// [`ControlError::NoRouter`], `RouterBusy`, `RouterGone`, `RouterSlow`, `RouterRefused`.
+    pub async fn explain(&self, path: String, body: String) -> Result<Explanation, ControlError> {
+        let (plane, id, answer) = self.ask(path, body)?;
+        let waited = tokio::time::timeout(self.explain_timeout, answer).await;
+        if let Some(plane) = self.connected().planes.get_mut(&plane) {
+            plane.open.remove(&id);
+        }
+        match waited {
+            Ok(Ok(Ok(explanation))) => Ok(explanation),
+            Ok(Ok(Err(reason))) => Err(ControlError::RouterRefused(reason)),
+            Ok(Err(_)) => Err(ControlError::RouterGone),
+            Err(_) => Err(ControlError::RouterSlow(self.explain_timeout.as_secs())),
+        }
+    }
+
+    /// Takes what the data plane of that seat said. An answer nobody waits for any more is dropped.
+    pub fn answer(&self, seat: u64, message: FromPlane) {
+        let FromPlane::Explained { id, result } = message else {
+            return;
+        };
+        let reply = self.connected().planes.get_mut(&seat).and_then(|one| one.open.remove(&id));
+        if let Some(reply) = reply {
+            // The asker may have given up in this very moment.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn ask(
+        &self,
+        path: String,
+        body: String,
+    ) -> Result<(u64, u64, oneshot::Receiver<Reply>), ControlError> {
+        let mut connected = self.connected();
+        connected.next_question += 1;
+        let id = connected.next_question;
+        let mut routers = connected.planes.iter_mut().filter(|(_, one)| one.process == ROUTER);
+        let (plane_id, plane) = routers.next().ok_or(ControlError::NoRouter)?;
+        if plane.open.len() >= QUESTIONS_MAX {
+            return Err(ControlError::RouterBusy(QUESTIONS_MAX));
+        }
+        match plane.ask.try_send(ToPlane::Explain { id, path, body }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                return Err(ControlError::RouterBusy(QUESTIONS_MAX));
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(ControlError::RouterGone),
+        }
+        let (reply, answer) = oneshot::channel();
+        plane.open.insert(id, reply);
+        Ok((*plane_id, id, answer))
+    }
+
+    fn connected(&self) -> MutexGuard<'_, Connected> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat<'_> {
+    /// Names the seat to [`Planes::answer`].
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.planes.connected().planes.remove(&self.id);
+    }
+}
