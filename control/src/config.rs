@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use dataplane::config::{ConfigError, load, require_loopback};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Limits;
 
@@ -21,7 +21,7 @@ pub struct Config {
 }
 
 /// `[control]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
     /// The control port (gRPC). Loopback only. Default 127.0.0.1:9090.
@@ -137,5 +137,17 @@ mod tests {
         assert!(check("[control]\nlisten = \"0.0.0.0:9090\"\n").unwrap_err().contains("loopback"));
         let long = format!("[control]\nsocket = \"/{}\"\n", "s".repeat(SOCKET_PATH_BYTES_MAX));
         assert!(check(&long).unwrap_err().contains("control.socket"));
+    }
+
+    /// `docs/CONFIGURATION.md` names every key, and with its default.
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let page = include_str!("../../docs/CONFIGURATION.md");
+        let block =
+            page.split("## cgn-control").nth(1).and_then(|part| part.split("```toml").nth(1));
+        let block = block.and_then(|part| part.split("```").next()).unwrap();
+        let documented: toml::Table = block.parse().unwrap();
+        let defaults = toml::Table::try_from(Control::default()).unwrap();
+        assert_eq!(documented["control"], toml::Value::Table(defaults));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The body goes out as it came in. A kept connection that turns out closed is replaced by a fresh
 //! one to the same engine; any other failure before the head is the caller's to retry elsewhere.
-//! An answer that is no stream and is short enough is read whole here, so that an engine that dies
-//! in the middle of it is a failure before the first byte too.
+//! An answer that is no stream and is short enough is read whole here, and of a stream the first
+//! event is awaited, so that an engine that dies until then is a failure before the first byte too.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -173,9 +173,13 @@ async fn exchange(
     answer.head = head?;
     answer.scanner = BodyScanner::new(answer.head.framing);
     answer.follow(answer.head.length)?;
-    if !answer.head.is_event_stream {
-        answer.hold(shard.config.limits.answer_hold_bytes_max).await?;
-    }
+    // Of a stream only the head waits, for the first byte behind it: until then another worker can
+    // still take over, and head and first event leave in one write.
+    let hold = match answer.head.is_event_stream {
+        true => 0,
+        false => shard.config.limits.answer_hold_bytes_max,
+    };
+    answer.hold(hold).await?;
     Ok(answer)
 }
 

@@ -38,6 +38,11 @@ pub async fn round(shard: &Rc<Shard>) {
                 monoio::spawn(async move {
                     let healthy = is_healthy(&shard, &worker).await;
                     if worker.life.healthy.swap(healthy, Relaxed) != healthy {
+                        // Nobody counts the starts of an engine in a static list, so one that was
+                        // away is believed to have come back with an empty cache.
+                        if healthy && worker.worker.epoch == 0 {
+                            worker.life.cache.clear();
+                        }
                         let now = if healthy { "up" } else { "down" };
                         tracing::info!(worker = worker.worker.id, "worker is {now}");
                     }

@@ -40,6 +40,14 @@ fn an_engine_that_dies_within_a_short_answer_costs_nothing() {
 }
 
 #[test]
+fn an_engine_that_dies_between_a_streams_head_and_its_first_event_costs_nothing() {
+    survives(Engine::start(|_, stream| {
+        stream.write_all(STREAM_HEAD.as_bytes()).unwrap();
+        false
+    }));
+}
+
+#[test]
 fn an_engine_that_is_overloaded_costs_nothing() {
     survives(Engine::fixed("HTTP/1.1 503 Loading\r\nContent-Length: 2\r\n\r\n{}"));
 }
