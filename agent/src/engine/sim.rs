@@ -1,0 +1,57 @@
+//! `cgn-sim-engine`'s command line.
+//!
+//! The simulated engine speaks as vLLM or as llama.cpp (`--mimic` in `extra_args`); to the router it
+//! is what it mimics. Its own option parser says what a command line means, so a flag it would refuse
+//! is refused before it is started.
+
+use clap::Parser;
+use control::api::EngineSpec;
+use dataplane::wire::{Capability, EngineKind};
+
+use super::{Expected, KvCapacity, Rendering, SpecError, refuse_owned};
+use crate::sim::options::{Dialect, Options, Settings};
+
+/// Flags the agent sets; in `extra_args` they are refused.
+const OWNED: [&str; 7] =
+    ["--listen", "--host", "--port", "--model", "--slots", "--max-seqs", "--context-length"];
+
+pub(super) fn render(spec: &EngineSpec, port: u16) -> Result<Rendering, SpecError> {
+    refuse_owned(&spec.extra_args, &OWNED)?;
+    let mut args: Vec<String> = vec![
+        "--listen".into(),
+        format!("127.0.0.1:{port}"),
+        "--model".into(),
+        spec.model.clone(),
+        "--slots".into(),
+        spec.slots.to_string(),
+    ];
+    if spec.context_length_tokens > 0 {
+        args.extend(["--context-length".into(), spec.context_length_tokens.to_string()]);
+    }
+    args.extend(spec.extra_args.iter().cloned());
+    let settings = settings(&args)?;
+    let kind = match settings.dialect {
+        Dialect::LlamaCpp => EngineKind::LlamaCpp,
+        Dialect::Vllm => EngineKind::Vllm,
+    };
+    let mut capabilities = vec![Capability::Chat, Capability::Completions];
+    if settings.embeddings {
+        capabilities.push(Capability::Embeddings);
+    }
+    let limits = &settings.limits;
+    let tokens = limits.cache_blocks.saturating_mul(limits.block_tokens) as u64;
+    let expected =
+        Expected { kind, capabilities, slots: spec.slots, kv: KvCapacity::Pool { tokens } };
+    Ok(Rendering { args, env_prefix_removed: None, expected })
+}
+
+fn settings(args: &[String]) -> Result<Settings, SpecError> {
+    let refuse = |said: String| SpecError::Value {
+        key: "extra_args",
+        value: "not what cgn-sim-engine takes".to_owned(),
+        cure: format!("cure `{}`", said.lines().next().unwrap_or_default()),
+    };
+    let words = std::iter::once("cgn-sim-engine").chain(args.iter().map(String::as_str));
+    let options = Options::try_parse_from(words).map_err(|error| refuse(error.to_string()))?;
+    options.settings().map_err(|error| refuse(error.to_string()))
+}

@@ -1,0 +1,27 @@
+//! `cgn-agent`: starts, watches and ends the engines of one node; and the simulated engine.
+//!
+//! * Deciding, pure: [`supervise`] (what to do now), [`engine`] (command lines), [`report`].
+//! * Doing: [`process`] (spawn, signal, reap), [`log`], [`probe`] (HTTP), [`preflight`], [`attach`]
+//!   (gRPC to control), [`metrics`], [`state`] (files).
+//! * Owning: [`agent`], the one place that holds processes and records.
+//! * [`sim`]: `cgn-sim-engine`, a tool of its own.
+//!
+//! No request byte passes through here: routers talk to engines directly.
+
+pub mod agent;
+pub mod attach;
+pub mod config;
+pub mod engine;
+pub mod gguf;
+pub mod log;
+pub mod metrics;
+pub mod node;
+pub mod port;
+pub mod preflight;
+pub mod probe;
+pub mod process;
+pub mod random;
+pub mod report;
+pub mod sim;
+pub mod state;
+pub mod supervise;

@@ -1,0 +1,233 @@
+//! A whole node in a folder and on ports of its own: `cgn-control`, `cgn-agent`, `cgn-router`, and
+//! `cgnctl` pointed at them.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::{self, Answer};
+use crate::process::{Process, binary, eventually};
+
+/// Below the range the system takes ports for outgoing connections from: what has to come back to
+/// its port after a crash must find it free.
+const PORT_FIRST: u16 = 20_000;
+const BLOCKS: u16 = 700;
+/// Control, router, its metrics, the agent's metrics, and the rest for engines.
+const BLOCK_PORTS: u16 = 16;
+const ENGINE_PORT: u16 = 4;
+
+/// Everything a node needs, and the processes that run. They end in the order of the fields.
+pub struct House {
+    pub router: Option<Process>,
+    pub agent: Option<Process>,
+    pub control: Option<Process>,
+    pub dir: TempDir,
+    port: u16,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// stdout, which is one JSON object.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        let value: Value = serde_json::from_str(&self.stdout).unwrap();
+        assert!(value.is_object(), "{value}");
+        value
+    }
+
+    /// The one line that says what is wrong, of a command that failed.
+    pub fn error(&self) -> &str {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{self:?}");
+        let mut errors = self.stderr.lines().filter(|line| line.starts_with("error: "));
+        let error = errors.next().unwrap_or_else(|| panic!("no error line: {self:?}"));
+        assert_eq!(errors.next(), None);
+        error
+    }
+}
+
+impl House {
+    /// Writes the configurations; `engines` are further lines of the agent's section of that name.
+    pub fn build(engines: &str) -> House {
+        let dir = tempfile::tempdir().unwrap();
+        let house = House { router: None, agent: None, control: None, dir, port: free_block() };
+        let path = |name: &str| house.dir.path().join(name);
+        std::fs::create_dir(path("recipes")).unwrap();
+        let control = house.address(0);
+        let text = format!(
+            "[control]\nlisten = \"{control}\"\ndata_dir = {:?}\nsocket = {:?}\n",
+            path("data"),
+            path("control.sock"),
+        );
+        std::fs::write(path("cgn-control.toml"), text).unwrap();
+        let text = format!(
+            "[agent]\nnode_id = \"n\"\ncontrol = \"http://{control}\"\nmetrics_listen = \"{}\"\n\
+             state_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
+             engine_port_min = {}\nengine_port_max = {}\nbackoff_initial_ms = 200\n\
+             stop_grace_s = 2\nshutdown_timeout_s = 1\n[engines]\n{engines}\n",
+            house.address(3),
+            path("state"),
+            path("logs"),
+            path("models"),
+            house.port + ENGINE_PORT,
+            house.port + BLOCK_PORTS - 1,
+        );
+        std::fs::write(path("cgn-agent.toml"), text).unwrap();
+        let text = format!(
+            "[router]\nlisten_http = \"{}\"\nlisten_admin = \"{}\"\ncores = 2\ncontrol_socket = {:?}\n",
+            house.http(),
+            house.address(2),
+            path("control.sock"),
+        );
+        std::fs::write(path("cgn-router.toml"), text).unwrap();
+        house
+    }
+
+    /// Builds one and starts all three processes.
+    pub fn start(engines: &str) -> House {
+        let mut house = House::build(engines);
+        house.start_control();
+        house.agent = Some(house.process("cgn-agent"));
+        house.router = Some(house.process("cgn-router"));
+        let is_attached = |nodes: Value| nodes["nodes"][0]["attached"] == true;
+        eventually("the agent is attached", || is_attached(house.ctl(&["cluster", "nodes"])));
+        eventually("the router listens", || house.get("/healthz").is_some());
+        house
+    }
+
+    /// Starts control and waits until it answers.
+    pub fn start_control(&mut self) {
+        let mut control = self.process("cgn-control");
+        let answers = || self.cgnctl(&["cluster", "nodes"]).code == Some(0);
+        eventually("control answers", || control.is_alive() && answers());
+        self.control = Some(control);
+    }
+
+    /// Starts one of the three.
+    pub fn process(&self, name: &'static str) -> Process {
+        let folder = self.dir.path();
+        Process::start(name, &folder.join(format!("{name}.toml")), folder)
+    }
+
+    fn address(&self, index: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port + index))
+    }
+
+    /// Where clients come in.
+    pub fn http(&self) -> SocketAddr {
+        self.address(1)
+    }
+
+    /// Asks the router.
+    pub fn get(&self, path: &str) -> Option<Answer> {
+        client::get(self.http(), path)
+    }
+
+    /// Asks for a chat answer.
+    pub fn chat(&self, body: &Value) -> Answer {
+        client::post(self.http(), "/v1/chat/completions", body)
+    }
+
+    /// Waits until some worker can take requests.
+    pub fn ready(&self) {
+        let is_ready = || self.get("/readyz").is_some_and(|answer| answer.status == 200);
+        eventually("the router is ready", is_ready);
+    }
+
+    /// The sum of the router's metric lines that start with `name`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = client::get(self.address(2), "/metrics").expect("no metrics").body;
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Puts a recipe into the tree.
+    pub fn recipe(&self, name: &str, text: &str) {
+        let path = self.recipes().join(format!("{name}.toml"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn recipes(&self) -> PathBuf {
+        self.dir.path().join("recipes")
+    }
+
+    /// Runs `cgnctl`.
+    pub fn cgnctl(&self, args: &[&str]) -> Ran {
+        let output = self.command(&self.recipes(), args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Runs `cgnctl --output json`, which must succeed.
+    pub fn ctl(&self, args: &[&str]) -> Value {
+        self.cgnctl(&[&["--output", "json"], args].concat()).json()
+    }
+
+    fn command(&self, recipes: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("cgnctl"));
+        command
+            .args(args)
+            .env("CGN_CONTROL", format!("http://{}", self.address(0)))
+            .env("CGN_RECIPES_DIR", recipes)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// All engines of the node as `cluster nodes` reports them.
+    pub fn engines(&self) -> Vec<Engine> {
+        let nodes = self.ctl(&["cluster", "nodes"]);
+        nodes["nodes"][0]["engines"].as_array().unwrap().iter().map(Engine::of).collect()
+    }
+}
+
+/// One engine as `cgnctl` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    pub worker: String,
+    pub state: String,
+    pub url: String,
+    pub pid: u32,
+    pub epoch: u64,
+    pub restarts: u64,
+}
+
+impl Engine {
+    pub fn of(value: &Value) -> Engine {
+        let text = |key: &str| value[key].as_str().unwrap().to_owned();
+        let number = |key: &str| value[key].as_u64().unwrap();
+        Engine {
+            worker: text("worker"),
+            state: text("state"),
+            url: text("url"),
+            pid: u32::try_from(number("pid")).unwrap(),
+            epoch: number("epoch"),
+            restarts: number("restarts"),
+        }
+    }
+}
+
+/// The first port of a block nobody listens in, and no other test of this process was given.
+fn free_block() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap();
+    for _ in 0..BLOCKS {
+        let block = (start + NEXT.fetch_add(1, Relaxed)) % BLOCKS;
+        let first = PORT_FIRST + block * BLOCK_PORTS;
+        let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (first..first + BLOCK_PORTS).all(is_free) {
+            return first;
+        }
+    }
+    panic!("no {BLOCK_PORTS} free ports in a row");
+}

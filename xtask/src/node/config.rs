@@ -1,0 +1,95 @@
+//! The three configuration files of a node, as `up` writes them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Ports;
+use crate::cache::Cache;
+use crate::failure::Failure;
+
+/// Seconds the router may take to finish requests when the node goes down.
+const DRAIN_S_MAX: u32 = 5;
+
+/// Control's Unix socket.
+pub fn socket(cache: &Cache) -> PathBuf {
+    cache.run.join("control.sock")
+}
+
+/// Writes `control.toml`, `agent.toml` and `router.toml` into the run folder.
+pub fn write(cache: &Cache, ports: Ports, engine: &Path) -> Result<(), Failure> {
+    let files = [
+        ("control.toml", control(cache, ports)),
+        ("agent.toml", agent(cache, ports, engine)),
+        ("router.toml", router(cache, ports)),
+    ];
+    for (name, text) in files {
+        let path = cache.run.join(name);
+        fs::write(&path, text).map_err(|error| Failure::at(&path, "write", &error))?;
+    }
+    Ok(())
+}
+
+fn control(cache: &Cache, ports: Ports) -> String {
+    format!(
+        "[control]\nlisten = \"127.0.0.1:{}\"\ndata_dir = {}\nsocket = {}\n",
+        ports.control,
+        quoted(&cache.run.join("control-state")),
+        quoted(&socket(cache)),
+    )
+}
+
+fn agent(cache: &Cache, ports: Ports, engine: &Path) -> String {
+    format!(
+        "[agent]\ncontrol = \"http://127.0.0.1:{}\"\nmetrics_listen = \"127.0.0.1:{}\"\n\
+         state_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
+         engine_port_min = {}\nengine_port_max = {}\n\n\
+         [engines]\nllama_cpp = {}\nsim = {}\n",
+        ports.control,
+        ports.agent,
+        quoted(&cache.run.join("agent-state")),
+        quoted(&cache.run.join("logs/engines")),
+        quoted(&cache.root.join("models")),
+        ports.engine_min,
+        ports.engine_max,
+        quoted(engine),
+        quoted(&cache.binary("cgn-sim-engine")),
+    )
+}
+
+fn router(cache: &Cache, ports: Ports) -> String {
+    format!(
+        "[router]\nlisten_http = \"127.0.0.1:{}\"\nlisten_admin = \"127.0.0.1:{}\"\n\
+         control_socket = {}\n\n[router.limits]\ndrain_s_max = {DRAIN_S_MAX}\n",
+        ports.http,
+        ports.admin,
+        quoted(&socket(cache)),
+    )
+}
+
+/// A path as a TOML basic string.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{text}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_paths_reach_the_files() {
+        let cache = Cache {
+            repository: "/clone".into(),
+            root: "/cache".into(),
+            target: "/cache/target".into(),
+            run: "/run \"x\"".into(),
+        };
+        let ports = Ports::at(1000);
+        let text = router(&cache, ports);
+        assert!(text.contains("listen_http = \"127.0.0.1:9080\""), "{text}");
+        assert!(text.contains(r#"control_socket = "/run \"x\"/control.sock""#), "{text}");
+        let text = agent(&cache, ports, Path::new("/e/llama-server"));
+        assert!(text.contains("engine_port_min = 19100\n"), "{text}");
+        assert!(text.contains("sim = \"/cache/target/release/cgn-sim-engine\""), "{text}");
+    }
+}
