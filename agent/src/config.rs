@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{ConfigError, require_loopback};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::node;
 use crate::supervise::Limits;
@@ -21,7 +21,7 @@ const LOG_FILES_LIMIT: u32 = 100;
 const NODE_ID_BYTES_MAX: usize = 63;
 
 /// The whole file.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// `[agent]`
@@ -33,7 +33,7 @@ pub struct Config {
 }
 
 /// `[agent]`: the process itself and how it watches engines.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Agent {
     /// Name of this node, first part of each worker id. Default: the host name.
@@ -107,7 +107,7 @@ impl Default for Agent {
 }
 
 /// `[engines]`: where the engines' binaries are. A path, or a name that is looked up on `PATH`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engines {
     /// Default `llama-server`.
@@ -269,5 +269,18 @@ mod tests {
         }
         assert!(load_text("[agent]\ncontrol = \"\"\n").is_ok());
         assert!(load_text("[agent]\ncontrol = \"http://[::1]:9090\"\n").is_ok());
+    }
+
+    /// `docs/CONFIGURATION.md` names every key, and with its default.
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let page = include_str!("../../docs/CONFIGURATION.md");
+        let block = page.split("## cgn-agent").nth(1).and_then(|part| part.split("```toml").nth(1));
+        let block = block.and_then(|part| part.split("```").next()).unwrap();
+        let documented: toml::Table = block.parse().unwrap();
+        let mut defaults = toml::Table::try_from(Config::default()).unwrap();
+        // The host's name, different on each.
+        defaults["agent"].as_table_mut().unwrap().remove("node_id");
+        assert_eq!(documented, defaults);
     }
 }

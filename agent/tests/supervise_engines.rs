@@ -30,8 +30,8 @@ fn sim(extra_args: &[&str]) -> EngineSpec {
         slots: 2,
         context_length_tokens: 4096,
         extra_args: extra_args.iter().map(ToString::to_string).collect(),
-        startup_timeout_s: 60,
-        drain_timeout_s: 60,
+        startup_timeout_s: 110,
+        drain_timeout_s: 600,
         ..EngineSpec::default()
     }
 }
@@ -224,7 +224,7 @@ async fn engines_stay_while_control_is_away_and_come_back_from_the_saved_state()
 #[tokio::test]
 async fn sigterm_drains_and_leaves_nothing() {
     let (home, control) = (Home::new(), ControlSide::start());
-    let mut agent = home.agent(control.address, "shutdown_timeout_s = 60", "");
+    let mut agent = home.agent(control.address, "shutdown_timeout_s = 600", "");
     control.desire(vec![replica(0, sim(&["--mimic", "llama_cpp"])), replica(1, sim(&[]))]);
     let report = control
         .until("two ready engines", |report| {

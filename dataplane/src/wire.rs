@@ -100,7 +100,7 @@ pub struct Worker {
     pub capabilities: Vec<Capability>,
     /// Whether it may be given requests.
     pub state: WorkerState,
-    /// Rises by one at each start of the engine: what an older epoch had cached is gone.
+    /// Rises at each start of the engine: what an older epoch had cached is gone.
     pub epoch: u64,
     /// Watts drawn, where the node measures it.
     pub power_watts: Option<f32>,
