@@ -72,7 +72,8 @@ fn a_schema_is_kept_to(house: &House) {
             "city": { "type": "string", "maxLength": 20 }, "is_capital": { "type": "boolean" },
         },
     });
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "city", "schema": schema } });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "city", "schema": schema } });
     let question = "Which city is the capital of France?";
     let answer = whole(house, &ask(question, 60, json!({ "response_format": format })));
     let value: Value = serde_json::from_str(&text(&answer)).unwrap();

@@ -8,25 +8,43 @@ use serde_json::{Value, json};
 use crate::client;
 use crate::smollm2::MODEL;
 
-pub const CONVERSATIONS: usize = 20;
-pub const TURNS: usize = 4;
+const CONVERSATIONS: usize = 20;
+const TURNS: usize = 4;
 /// Answers only have to be there; they are read back as part of the next prompt.
 const ANSWER_TOKENS: u32 = 8;
 
 const TOPICS: [&str; 20] = [
-    "astronomy", "beekeeping", "carpentry", "dancing", "electricity", "fishing", "gardening",
-    "history", "insurance", "juggling", "knitting", "law", "medicine", "navigation", "opera",
-    "painting", "quilting", "rivers", "sailing", "trains",
+    "astronomy",
+    "beekeeping",
+    "carpentry",
+    "dancing",
+    "electricity",
+    "fishing",
+    "gardening",
+    "history",
+    "insurance",
+    "juggling",
+    "knitting",
+    "law",
+    "medicine",
+    "navigation",
+    "opera",
+    "painting",
+    "quilting",
+    "rivers",
+    "sailing",
+    "trains",
 ];
 const WORDS: [&str; 40] = [
     "about", "again", "air", "animal", "answer", "before", "begin", "book", "bring", "build",
-    "carry", "change", "city", "close", "country", "earth", "example", "family", "father", "follow",
-    "friend", "ground", "hand", "house", "learn", "letter", "light", "money", "morning", "mother",
-    "mountain", "number", "paper", "people", "place", "river", "school", "story", "water", "world",
+    "carry", "change", "city", "close", "country", "earth", "example", "family", "father",
+    "follow", "friend", "ground", "hand", "house", "learn", "letter", "light", "money", "morning",
+    "mother", "mountain", "number", "paper", "people", "place", "river", "school", "story",
+    "water", "world",
 ];
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
-pub struct Random(pub u64);
+struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -59,8 +77,7 @@ impl Conversation {
     /// The next question: 55 to 90 words, of about as many tokens and a few more.
     fn question(&mut self) -> Value {
         let words = 55 + self.random.below(36);
-        let text: Vec<&str> =
-            (0..words).map(|_| WORDS[self.random.below(WORDS.len())]).collect();
+        let text: Vec<&str> = (0..words).map(|_| WORDS[self.random.below(WORDS.len())]).collect();
         self.messages.push(json!({ "role": "user", "content": text.join(" ") }));
         json!({
             "model": MODEL, "messages": self.messages,
@@ -70,9 +87,8 @@ impl Conversation {
 }
 
 /// Whose turn it is, request by request: a random order of all turns.
-pub fn order(seed: u64) -> Vec<usize> {
-    let mut order: Vec<usize> =
-        (0..CONVERSATIONS).flat_map(|number| [number; TURNS]).collect();
+fn order(seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..CONVERSATIONS).flat_map(|number| [number; TURNS]).collect();
     let mut random = Random(seed);
     for end in (1..order.len()).rev() {
         order.swap(end, random.below(end + 1));

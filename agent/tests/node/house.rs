@@ -2,7 +2,7 @@
 //! `cgnctl` pointed at them.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
@@ -58,7 +58,7 @@ impl Ran {
 
 impl House {
     /// Writes the configurations; `engines` are further lines of the agent's section of that name.
-    pub fn build(engines: &str) -> House {
+    fn build(engines: &str) -> House {
         let dir = tempfile::tempdir().unwrap();
         let house = House { router: None, agent: None, control: None, dir, port: free_block() };
         let path = |name: &str| house.dir.path().join(name);
@@ -164,7 +164,13 @@ impl House {
 
     /// Runs `cgnctl`.
     pub fn cgnctl(&self, args: &[&str]) -> Ran {
-        let output = self.command(&self.recipes(), args).output().unwrap();
+        let output = Command::new(binary("cgnctl"))
+            .args(args)
+            .env("CGN_CONTROL", format!("http://{}", self.address(0)))
+            .env("CGN_RECIPES_DIR", self.recipes())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
@@ -172,16 +178,6 @@ impl House {
     /// Runs `cgnctl --output json`, which must succeed.
     pub fn ctl(&self, args: &[&str]) -> Value {
         self.cgnctl(&[&["--output", "json"], args].concat()).json()
-    }
-
-    fn command(&self, recipes: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("cgnctl"));
-        command
-            .args(args)
-            .env("CGN_CONTROL", format!("http://{}", self.address(0)))
-            .env("CGN_RECIPES_DIR", recipes)
-            .stdin(Stdio::null());
-        command
     }
 
     /// All engines of the node as `cluster nodes` reports them.

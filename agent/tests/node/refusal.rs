@@ -88,6 +88,9 @@ fn a_truncated_recipe_and_an_unknown_key_are_refused_before_anything_starts() {
     house.recipe(NAME, &text(1, 1, "").replace("slots", "slotz"));
     let ran = house.cgnctl(&["recipe", "up", NAME]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.stderr.contains("unknown key `slotz`; the nearest known key is `slots`"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("unknown key `slotz`; the nearest known key is `slots`"),
+        "{ran:?}"
+    );
     is_clean(&house, "m");
 }

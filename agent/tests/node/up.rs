@@ -15,7 +15,10 @@ fn what_cgnctl_says_of_a_node_that_is_up_is_so() {
     assert_eq!(listed["recipes"][0]["engine"]["replicas"], 3);
 
     let nodes = house.ctl(&["cluster", "nodes"]);
-    assert_eq!((&nodes["nodes"][0]["id"], &nodes["nodes"][0]["engines_ready"]), (&json!("n"), &json!(3)));
+    assert_eq!(
+        (&nodes["nodes"][0]["id"], &nodes["nodes"][0]["engines_ready"]),
+        (&json!("n"), &json!(3))
+    );
     assert_eq!(house.engines(), engines);
     let mut workers: Vec<&str> = engines.iter().map(|engine| engine.worker.as_str()).collect();
     workers.sort_unstable();
