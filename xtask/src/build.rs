@@ -122,17 +122,16 @@ fn field<'a>(json: &'a str, key: &str) -> Option<&'a str> {
     rest.split('"').next()
 }
 
-/// Object files of the build of RocksDB that has the most of them.
+/// Object files of the build of RocksDB that wrote last.
 fn objects(build: &Path) -> usize {
     let folders = std::fs::read_dir(build).into_iter().flatten().flatten();
-    folders
+    let newest = folders
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(ROCKSDB))
-        .map(|entry| {
-            let files = std::fs::read_dir(entry.path().join("out")).into_iter().flatten().flatten();
-            files.filter(|file| file.path().extension().is_some_and(|end| end == "o")).count()
-        })
-        .max()
-        .unwrap_or(0)
+        .map(|entry| entry.path().join("out"))
+        .filter_map(|out| Some((std::fs::metadata(&out).ok()?.modified().ok()?, out)))
+        .max();
+    let files = newest.map(|(_, out)| std::fs::read_dir(out)).into_iter().flatten().flatten();
+    files.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "o")).count()
 }
 
 /// Runs cargo for a stage of the tests, its output straight to the terminal.

@@ -9,6 +9,7 @@ mod arguments;
 mod bench;
 mod build;
 mod cache;
+mod checkout;
 mod failure;
 mod llama;
 mod model;
@@ -65,6 +66,9 @@ fn run(command: Command) -> Result<(), Failure> {
         return Ok(());
     }
     let cache = Cache::open()?;
+    if matches!(command, Command::Up(_) | Command::Test { .. } | Command::Bench) {
+        checkout::claim(&cache)?;
+    }
     match command {
         Command::Help => Ok(()),
         Command::Up(options) => node::up(&cache, &options),
