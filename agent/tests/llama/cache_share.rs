@@ -9,32 +9,39 @@
 use std::net::SocketAddr;
 
 use crate::conversation::{Share, hold};
-use crate::smollm2::{self, Size, down, up};
+use crate::smollm2::{self, Parts, Size, up};
 
 const SEED: u64 = 7;
 const EACH_OF_TWO: Size = Size { replicas: 2, slots: 4, cache_ram_mib: 96 };
 const ALL_IN_ONE: Size = Size { replicas: 1, slots: 8, cache_ram_mib: 192 };
 
+/// Through our router, and how many tokens it expected to be cached.
+fn routed(parts: &Parts, size: Size) -> (Share, f64) {
+    let house = parts.house();
+    up(&house, size);
+    let share = hold(SEED, |_| house.http());
+    (share, house.metric("cgn_router_predicted_prefix_tokens_total"))
+}
+
+/// To the engines themselves, one after the other.
+fn round_robin(parts: &Parts, size: Size) -> Share {
+    let house = parts.house();
+    let engines = up(&house, size);
+    let address = |url: &str| url.strip_prefix("http://").unwrap().parse().unwrap();
+    let engines: Vec<SocketAddr> = engines.iter().map(|engine| address(&engine.url)).collect();
+    hold(SEED, |request| engines[request % engines.len()])
+}
+
 #[test]
 fn routed_turns_find_their_prefix_as_with_one_worker_and_far_more_often_than_round_robin() {
     let Some(parts) = smollm2::find() else { return };
-    let house = parts.house();
-
-    up(&house, EACH_OF_TWO);
-    let routed = hold(SEED, |_| house.http());
-    let predicted = house.metric("cgn_router_predicted_prefix_tokens_total");
-    down(&house);
-
-    let engines = up(&house, EACH_OF_TWO);
-    let address = |url: &str| url.strip_prefix("http://").unwrap().parse().unwrap();
-    let engines: Vec<SocketAddr> = engines.iter().map(|engine| address(&engine.url)).collect();
-    let round_robin = hold(SEED, |request| engines[request % engines.len()]);
-    down(&house);
-
-    up(&house, ALL_IN_ONE);
-    let one = hold(SEED, |_| house.http());
-    down(&house);
-
+    // Side by side, on engines of their own: each asks for one answer at a time.
+    let ((routed, predicted), (one, _), round_robin) = std::thread::scope(|scope| {
+        let others = scope.spawn(|| round_robin(&parts, EACH_OF_TWO));
+        let two = routed(&parts, EACH_OF_TWO);
+        let one = routed(&parts, ALL_IN_ONE);
+        (two, one, others.join().unwrap())
+    });
     let line = |name: &str, share: Share| {
         println!(
             "{name:<30} {:>6} of {:>6} prompt tokens from cache: {:.3}",

@@ -101,8 +101,3 @@ pub fn up(house: &House, size: Size) -> Vec<Engine> {
     house.ready();
     engines
 }
-
-/// Takes them down again.
-pub fn down(house: &House) {
-    assert_eq!(house.ctl(&["recipe", "down", RECIPE, "--wait"])["state"], "down");
-}

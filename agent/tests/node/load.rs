@@ -79,7 +79,7 @@ impl Drop for Load {
 
 fn one(http: SocketAddr, number: usize, tokens: u32, seen: &Mutex<Outcomes>) {
     let mut body = ask(&words(number, 40), tokens);
-    let is_stream = number % 2 == 0;
+    let is_stream = number.is_multiple_of(2);
     body["stream"] = is_stream.into();
     let exchange = Exchange::begin(http, "POST", "/v1/chat/completions", &body.to_string());
     let answer = exchange.and_then(Exchange::end);
