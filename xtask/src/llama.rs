@@ -120,10 +120,10 @@ fn build(
     let mut make = Command::new("cmake");
     make.arg("--build").arg(out).args(["--target", "llama-server", "-j"]).arg(jobs().to_string());
     step::run(&mut make, &log, &mut progress, &mut |progress, line| {
-        if let Some((_, line)) = line {
-            if let Some(percent) = percent(line) {
-                progress.set(percent, 100);
-            }
+        if let Some((_, line)) = line
+            && let Some(percent) = percent(line)
+        {
+            progress.set(percent, 100);
             progress.say(line.rsplit('/').next().unwrap_or(line));
         }
         true

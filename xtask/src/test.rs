@@ -46,7 +46,7 @@ struct Ended {
     note: String,
 }
 
-/// Runs all stages, or the one called `only`.
+/// Runs all stages, or the one called `only` and those it stands on.
 pub fn run(cache: &Cache, only: Option<&str>) -> Result<(), Failure> {
     if let Some(name) = only
         && !STAGES.iter().any(|stage| stage.name == name)
@@ -55,7 +55,7 @@ pub fn run(cache: &Cache, only: Option<&str>) -> Result<(), Failure> {
         return Err(Failure::new(format!("no stage `{name}`; there are: {}", names.join(", "))));
     }
     let mut ended: Vec<Ended> = Vec::new();
-    for stage in STAGES.iter().filter(|stage| only.is_none_or(|name| name == stage.name)) {
+    for stage in STAGES.iter().filter(|stage| only.is_none_or(|name| is_wanted(stage, name))) {
         println!("\n=== {} ===", stage.name);
         let one = run_stage(cache, stage, &ended);
         if !one.note.is_empty() {
@@ -64,6 +64,12 @@ pub fn run(cache: &Cache, only: Option<&str>) -> Result<(), Failure> {
         ended.push(one);
     }
     summary(&ended)
+}
+
+/// Whether `stage` is the one called `only` or one that it stands on, however far down.
+fn is_wanted(stage: &Stage, only: &str) -> bool {
+    let mut above = STAGES.iter().filter(|other| other.needs.contains(&stage.name));
+    stage.name == only || above.any(|other| is_wanted(other, only))
 }
 
 fn run_stage(cache: &Cache, stage: &Stage, ended: &[Ended]) -> Ended {
@@ -161,4 +167,27 @@ fn count(command: &mut Command, read: fn(&str) -> Option<Tally>) -> Result<Tally
         return Err(Failure::new("no test ran; the output above says why"));
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_stage_brings_what_it_stands_on_and_nothing_else() {
+        let wanted = |only: &str| -> Vec<&str> {
+            STAGES.iter().filter(|stage| is_wanted(stage, only)).map(|stage| stage.name).collect()
+        };
+        assert_eq!(wanted("fmt"), ["fmt"]);
+        assert_eq!(wanted("smoke"), ["packages", "build", "engine", "smoke"]);
+    }
+
+    #[test]
+    fn stages_stand_on_earlier_ones() {
+        for (index, stage) in STAGES.iter().enumerate() {
+            for need in stage.needs {
+                assert!(STAGES[..index].iter().any(|other| other.name == *need), "{need}");
+            }
+        }
+    }
 }
