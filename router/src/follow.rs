@@ -67,7 +67,8 @@ async fn follow(
         while let Some(message) = decoder.poll_message::<ToPlane>()? {
             match message {
                 ToPlane::Snapshot(snapshot) => {
-                    tracing::info!(
+                    // One a second under load, since engines report what they work on.
+                    tracing::debug!(
                         version = snapshot.version,
                         workers = snapshot.workers.len(),
                         "new snapshot"

@@ -56,7 +56,8 @@ fn routed_turns_find_their_prefix_as_with_one_worker_and_far_more_often_than_rou
     println!("cgn-router expected {predicted} tokens");
     assert!(routed.value() >= 1.5 * round_robin.value());
     assert!(routed.value() >= 0.95 * one.value());
-    // What the router believed is what the engines had, to the block.
+    // What the router believed is what the engines had, but for blocks that were not full and the
+    // answers, which it does not tokenize: some 15 tokens a turn.
     let off = (predicted - routed.cached_tokens as f64).abs();
     assert!(off <= 0.1 * routed.cached_tokens as f64, "off by {off}");
 }

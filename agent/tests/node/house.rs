@@ -16,9 +16,10 @@ use crate::process::{Process, binary, eventually};
 /// its port after a crash must find it free.
 const PORT_FIRST: u16 = 20_000;
 const BLOCKS: u16 = 700;
-/// Control, router, its metrics, the agent's metrics, and the rest for engines.
+/// Control, router, its metrics, the agent's metrics, engines; the last one claims the block.
 const BLOCK_PORTS: u16 = 16;
 const ENGINE_PORT: u16 = 4;
+const CLAIM_PORT: u16 = BLOCK_PORTS - 1;
 
 /// Everything a node needs, and the processes that run. They end in the order of the fields.
 pub struct House {
@@ -27,6 +28,8 @@ pub struct House {
     pub control: Option<Process>,
     pub dir: TempDir,
     port: u16,
+    /// Held so that no other test, of this process or another, takes the block.
+    _claim: TcpListener,
 }
 
 /// How a command ended and what it said.
@@ -60,7 +63,8 @@ impl House {
     /// Writes the configurations; `engines` are further lines of the agent's section of that name.
     fn build(engines: &str) -> House {
         let dir = tempfile::tempdir().unwrap();
-        let house = House { router: None, agent: None, control: None, dir, port: free_block() };
+        let (port, claim) = claim_block();
+        let house = House { router: None, agent: None, control: None, dir, port, _claim: claim };
         let path = |name: &str| house.dir.path().join(name);
         std::fs::create_dir(path("recipes")).unwrap();
         let control = house.address(0);
@@ -80,7 +84,7 @@ impl House {
             path("logs"),
             path("models"),
             house.port + ENGINE_PORT,
-            house.port + BLOCK_PORTS - 1,
+            house.port + CLAIM_PORT - 1,
         );
         std::fs::write(path("cgn-agent.toml"), text).unwrap();
         let text = format!(
@@ -97,11 +101,13 @@ impl House {
     pub fn start(engines: &str) -> House {
         let mut house = House::build(engines);
         house.start_control();
-        house.agent = Some(house.process("cgn-agent"));
-        house.router = Some(house.process("cgn-router"));
+        let (mut agent, mut router) = (house.process("cgn-agent"), house.process("cgn-router"));
         let is_attached = |nodes: Value| nodes["nodes"][0]["attached"] == true;
-        eventually("the agent is attached", || is_attached(house.ctl(&["cluster", "nodes"])));
-        eventually("the router listens", || house.get("/healthz").is_some());
+        eventually("the agent is attached", || {
+            agent.is_alive() && is_attached(house.ctl(&["cluster", "nodes"]))
+        });
+        eventually("the router listens", || router.is_alive() && house.get("/healthz").is_some());
+        (house.agent, house.router) = (Some(agent), Some(router));
         house
     }
 
@@ -213,16 +219,17 @@ impl Engine {
     }
 }
 
-/// The first port of a block nobody listens in, and no other test of this process was given.
-fn free_block() -> u16 {
+/// The first port of a block that nobody listens in, and what claims it.
+fn claim_block() -> (u16, TcpListener) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap();
     for _ in 0..BLOCKS {
         let block = (start + NEXT.fetch_add(1, Relaxed)) % BLOCKS;
         let first = PORT_FIRST + block * BLOCK_PORTS;
-        let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if (first..first + BLOCK_PORTS).all(is_free) {
-            return first;
+        let bind = |port: u16| TcpListener::bind(("127.0.0.1", port));
+        let Ok(claim) = bind(first + CLAIM_PORT) else { continue };
+        if (first..first + CLAIM_PORT).all(|port| bind(port).is_ok()) {
+            return (first, claim);
         }
     }
     panic!("no {BLOCK_PORTS} free ports in a row");
