@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::candidates::Seat;
 use crate::http::body::BodyScanner;
-use crate::http::head::{ResponseHead, is_hop_by_hop};
+use crate::http::head::{Field, ResponseHead, is_hop_by_hop};
 use crate::read::Request;
 use crate::shard::Shard;
 use crate::upstream::{Connection, UpstreamError};
@@ -203,9 +203,11 @@ fn head_for(request: &Request, request_id: &str, seat: &Seat) -> Vec<u8> {
     ] {
         head.extend_from_slice(part);
     }
+    let this_hop = named_by_connection(bytes, &request.head.fields);
     for field in &request.head.fields {
         let name = &bytes[field.name.clone()];
-        if is_hop_by_hop(name) || is_ours(name) || name.eq_ignore_ascii_case(b"host") {
+        let is_named = this_hop.iter().any(|option| name.eq_ignore_ascii_case(option));
+        if is_hop_by_hop(name) || is_ours(name) || is_named || name.eq_ignore_ascii_case(b"host") {
             continue;
         }
         for part in [name, b": ", &bytes[field.value.clone()], b"\r\n"] {
@@ -214,6 +216,18 @@ fn head_for(request: &Request, request_id: &str, seat: &Seat) -> Vec<u8> {
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// The fields a client declares to be for this hop only (RFC 9110 §7.6.1).
+fn named_by_connection<'a>(bytes: &'a [u8], fields: &[Field]) -> Vec<&'a [u8]> {
+    let is_connection =
+        |field: &&Field| bytes[field.name.clone()].eq_ignore_ascii_case(b"connection");
+    fields
+        .iter()
+        .filter(is_connection)
+        .flat_map(|field| bytes[field.value.clone()].split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect()
 }
 
 /// Fields that only the router sets.

@@ -87,7 +87,7 @@ fn hop_by_hop_fields_stop_here_and_the_others_pass() {
         "HTTP/1.1 200 OK\r\nX-Engine: yes\r\nKeep-Alive: timeout=5\r\nX-Cgn-Worker: forged\r\nContent-Length: 2\r\n\r\n{}",
     );
     let router = Router::start("", &worker(&engine, 1));
-    let fields = "X-Mine: 1\r\nTE: trailers\r\nX-Cgn-Secret: forged\r\nAuthorization: Bearer k\r\n";
+    let fields = "X-Mine: 1\r\nTE: trailers\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Cgn-Secret: forged\r\nAuthorization: Bearer k\r\n";
     let answer = router.client().post(PATH, fields, &chat("x"));
     assert_eq!(answer.field("x-engine"), Some("yes"));
     assert_eq!(answer.field("keep-alive"), None);
@@ -99,6 +99,7 @@ fn hop_by_hop_fields_stop_here_and_the_others_pass() {
         (Some("1"), Some("Bearer k"))
     );
     assert_eq!((asked.field("te"), asked.field("x-cgn-secret")), (None, None));
+    assert_eq!((asked.field("x-hop"), asked.field("connection")), (None, None));
     assert_eq!(asked.field("host"), Some(engine.address.to_string().as_str()));
 }
 
