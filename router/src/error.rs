@@ -143,6 +143,11 @@ impl RequestError {
         }
     }
 
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.contract().0
+    }
+
     /// The only place where a refusal becomes HTTP.
     pub fn refusal(&self) -> Refusal {
         let (status, kind, param, code) = self.contract();

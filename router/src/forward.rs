@@ -15,7 +15,7 @@ use crate::read::Request;
 use crate::shard::Shard;
 use crate::upstream::{Connection, UpstreamError};
 use crate::usage::Tail;
-use crate::watch::{Phase, Verdict, Watch};
+use crate::watch::{Phase, Watch};
 
 /// A body up to this size is copied behind the head and leaves in one write: at 64 KiB the copy costs
 /// about 5 µs, a second write about as much and a second wake-up of the engine.
@@ -130,13 +130,12 @@ pub async fn send(
 ) -> Result<Answer, UpstreamError> {
     let limits = &shard.config.limits;
     let address = seat.worker.target.address;
-    let head = head_for(request, request_id, seat);
     let kept = shard.pool.connect(address, limits).await?;
-    match exchange(shard, watch, request, head.clone(), kept).await {
+    match exchange(shard, watch, request, request_id, seat, kept).await {
         Err(UpstreamError::Stale) => {
             shard.stats.retries.with_label_values(&["stale_connection"]).inc();
             let fresh = Connection::open(address, limits).await?;
-            exchange(shard, watch, request, head, fresh).await
+            exchange(shard, watch, request, request_id, seat, fresh).await
         }
         other => other,
     }
@@ -146,9 +145,11 @@ async fn exchange(
     shard: &Shard,
     watch: &Rc<Watch>,
     request: &Request,
-    mut head: Vec<u8>,
+    request_id: &str,
+    seat: &Seat,
     connection: Connection,
 ) -> Result<Answer, UpstreamError> {
+    let mut head = head_for(request, request_id, seat);
     let body = request.body();
     let mut answer = Answer {
         head: ResponseHead::none(),
@@ -237,7 +238,6 @@ pub fn is_ours(name: &[u8]) -> bool {
 }
 
 /// Whether a failure says that the worker is down (and not that this request is).
-pub fn is_down(error: UpstreamError, verdict: Option<Verdict>) -> bool {
-    verdict.is_none()
-        && matches!(error, UpstreamError::Connect | UpstreamError::Ended | UpstreamError::Stale)
+pub fn is_down(error: UpstreamError) -> bool {
+    matches!(error, UpstreamError::Connect | UpstreamError::Ended | UpstreamError::Stale)
 }

@@ -34,22 +34,21 @@ pub async fn serve(shard: &Shard, client: &mut Client) -> Relayed {
     };
     let started = Instant::now();
     let request_id = request_id(shard, &request);
-    let keep_alive = request.head.keep_alive;
-    let (relayed, request) = if local::is_local(&request) {
-        let relayed = match authenticate::peer(client.peer) {
-            Ok(()) => local::answer(shard, client, &request, &request_id).await,
-            Err(error) => refuse(shard, client, "local", &request_id, &error, false).await,
+    let (endpoint, answered) = if local::is_local(&request) {
+        let answered = match authenticate::peer(client.peer) {
+            Ok(()) => Ok(local::answer(shard, client, &request, &request_id).await),
+            Err(error) => Err(error),
         };
-        (relayed, request)
+        ("local", answered)
     } else {
         let endpoint = Endpoint::at(request.path()).map_or("unknown", Endpoint::as_str);
-        match answer(shard, client, &request, &request_id, started).await {
-            Ok(relayed) => (relayed, request),
-            Err(error) => {
-                let relayed =
-                    refuse(shard, client, endpoint, &request_id, &error, keep_alive).await;
-                (relayed, request)
-            }
+        (endpoint, answer(shard, client, &request, &request_id, started).await)
+    };
+    let relayed = match answered {
+        Ok(relayed) => relayed,
+        Err(error) => {
+            let keep_alive = request.head.keep_alive;
+            refuse(shard, client, endpoint, &request_id, &error, keep_alive).await
         }
     };
     client.inbuf = request.into_rest();
@@ -119,7 +118,7 @@ async fn dispatch(
                     }
                     None => {}
                 }
-                if forward::is_down(error, None) {
+                if forward::is_down(error) {
                     seat.worker.life.healthy.store(false, std::sync::atomic::Ordering::Relaxed);
                 }
                 shard.stats.retries.with_label_values(&["engine_failed"]).inc();
@@ -156,7 +155,7 @@ async fn refuse(
     keep_alive: bool,
 ) -> Relayed {
     shard.stats.refusals.with_label_values(&[error.reason()]).inc();
-    let status = error.refusal().status.to_string();
+    let status = error.status().to_string();
     shard.stats.requests.with_label_values(&[endpoint, &status]).inc();
     client.refuse(error, request_id, keep_alive).await
 }
