@@ -236,6 +236,26 @@ pub struct Candidate {
     pub score: f64,
 }
 
+/// What one router, or several together, used of a tenant's limits. Windows are numbered by the
+/// clock (Unix time divided by their length), so counts of different routers can be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantUsage {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Unix time divided by 60 s.
+    pub minute: u64,
+    /// Requests begun in that minute.
+    pub requests: u64,
+    /// Prompt and completion tokens counted in that minute.
+    pub tokens: u64,
+    /// Unix time divided by 86,400 s.
+    pub day: u64,
+    /// Tokens counted in that day.
+    pub day_tokens: u64,
+    /// Requests running now.
+    pub running: u32,
+}
+
 /// Why bytes from the other side were refused. The connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
