@@ -152,10 +152,16 @@ fn libclang_folders() -> Vec<PathBuf> {
 }
 
 fn has_libclang(folder: &Path) -> bool {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        (name.starts_with("libclang.so") || name.starts_with("libclang-")) && name.contains(".so")
-    })
+    let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| is_libclang(&entry.file_name().to_string_lossy()))
+}
+
+/// The C library by the names bindgen looks for. `libclang-cpp`, which a compiler brings along, is
+/// another library and no use to it.
+fn is_libclang(name: &str) -> bool {
+    !name.starts_with("libclang-cpp")
+        && (name.starts_with("libclang.so") || name.starts_with("libclang-"))
+        && name.contains(".so")
 }
 
 /// What to put before a command that needs root: nothing as root, sudo otherwise.
@@ -204,5 +210,18 @@ mod tests {
         assert!(is_present(Probe::Program("sh")));
         assert!(!is_present(Probe::Program("cgn-no-such-program")));
         assert!(!is_executable(Path::new("/etc/passwd")));
+    }
+
+    #[test]
+    fn the_cpp_library_is_not_the_c_one() {
+        for (name, is_it) in [
+            ("libclang.so", true),
+            ("libclang.so.1", true),
+            ("libclang-14.so.14.0.6", true),
+            ("libclang-cpp.so.14", false),
+            ("libclang_rt.asan.a", false),
+        ] {
+            assert_eq!(is_libclang(name), is_it, "{name}");
+        }
     }
 }
