@@ -7,6 +7,8 @@ use dataplane::config::{ConfigError, load, parse, require_loopback};
 use dataplane::wire::{Capability, EngineKind, ScoreWeights, Worker, WorkerState};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::files::Tls;
+
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,10 @@ pub struct Router {
     pub pin_cores: bool,
     /// Control's Unix socket. Without it the router lives on `[[workers]]`.
     pub control_socket: Option<PathBuf>,
+    /// Where a new process of this router asks a running one for its listening sockets.
+    pub handover_socket: Option<PathBuf>,
+    /// `[router.tls]`
+    pub tls: Tls,
     /// `[router.score_weights]`
     pub score_weights: ScoreWeights,
     /// `[router.kv]`
@@ -49,6 +55,8 @@ impl Default for Router {
             cores: 0,
             pin_cores: false,
             control_socket: None,
+            handover_socket: None,
+            tls: Tls::default(),
             score_weights: ScoreWeights::default(),
             kv: Kv::default(),
             limits: Limits::default(),
@@ -113,6 +121,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Client connections per core; the listener stops accepting above it.
     pub connections_per_core_max: usize,
+    /// Streams open at once on one HTTP/2 connection.
+    pub http2_streams_max: u32,
     /// Requests in flight over all cores; more is a 429.
     pub requests_inflight_max: u32,
     /// Requests per slot of a model that may be in flight or queued in its engines; more is a 429.
@@ -121,8 +131,12 @@ pub struct Limits {
     pub attempts_max: usize,
     /// A TCP connection to an engine must stand within this time.
     pub connect_timeout_ms: u64,
-    /// An engine may stay silent so long, before the first byte or between two.
-    pub engine_silence_s_max: u64,
+    /// An engine must begin to answer within this time.
+    pub first_byte_s_max: u64,
+    /// An engine that has begun may be silent so long between two parts of its answer.
+    pub inter_token_s_max: u64,
+    /// A request as a whole, from its last byte read to its last byte sent.
+    pub request_s_max: u64,
     /// A client may take so long between two bytes of a request, or between two reads of an answer.
     pub client_stall_s_max: u64,
     /// A connection without a request is closed after this time.
@@ -140,6 +154,9 @@ pub struct Limits {
     pub probe_timeout_ms: u64,
     /// After SIGTERM, requests in flight may finish within this time.
     pub drain_s_max: u64,
+    /// While draining, a connection without a request is closed after this time. Until then a
+    /// client that sends one more is answered, and told to close.
+    pub drain_idle_ms_max: u64,
 }
 
 impl Default for Limits {
@@ -148,11 +165,14 @@ impl Default for Limits {
             head_bytes_max: 64 << 10,
             body_bytes_max: 32 << 20,
             connections_per_core_max: 16_384,
+            http2_streams_max: 256,
             requests_inflight_max: 8_192,
             requests_per_slot_max: 64,
             attempts_max: 3,
             connect_timeout_ms: 2_000,
-            engine_silence_s_max: 600,
+            first_byte_s_max: 600,
+            inter_token_s_max: 120,
+            request_s_max: 3_600,
             client_stall_s_max: 60,
             client_idle_s_max: 120,
             engine_idle_connections_max: 256,
@@ -161,6 +181,7 @@ impl Default for Limits {
             probe_interval_ms: 1_000,
             probe_timeout_ms: 2_000,
             drain_s_max: 600,
+            drain_idle_ms_max: 5_000,
         }
     }
 }

@@ -1,126 +1,174 @@
-//! One client connection: requests one after another until either side has had enough.
+//! One client connection: from the handshake to its end, one request after another.
+//!
+//! Owned here: the buffers of the connection and who is at its other end. `reply.rs` writes answers in
+//! the client's protocol, `http2.rs` takes connections over that speak HTTP/2.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use monoio::net::TcpStream;
 
-use crate::error::{RequestError, reason_phrase};
+use crate::http2;
+use crate::http2::exchange::Reply;
 use crate::relay::Relayed;
+use crate::reply::Framed;
 use crate::request;
 use crate::shard::Shard;
-use crate::socket::write_all;
-use crate::watch::{Phase, Registration};
+use crate::stream::Stream;
+use crate::tls::Session;
+use crate::tls::stream::TlsStream;
+use crate::watch::{ClientEnd, Phase, Registration};
 
-/// Buffers of an idle connection are cut down to this: what a 32 KB prompt needs, so that a client
-/// that sends one after another has them read in one piece each.
+/// Read buffers of an idle connection are cut down to this: what a 32 KB prompt needs, so that a
+/// client that sends one after another has them read in one piece each. Pages that were never touched
+/// cost nothing.
 const IDLE_BUFFER_BYTES_MAX: usize = 40 << 10;
-/// What is left unread by a refused client is read and dropped up to this, so that the refusal is
-/// not lost in a reset (RFC 9112 §9.6).
-const LINGER_BYTES_MAX: usize = 1 << 20;
+/// The same for what is written: a usual answer.
+const IDLE_OUT_BYTES_MAX: usize = 8 << 10;
+/// Room for the first bytes, which tell HTTP/2 from HTTP/1.1.
+const FIRST_ROOM_BYTES: usize = 8 << 10;
+
+/// Who is at the other end.
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its certificate (DER), verified in the handshake.
+    pub certificate: Option<Vec<u8>>,
+    /// The connection is encrypted.
+    pub is_tls: bool,
+}
+
+/// The way back to a client.
+pub enum Outlet {
+    /// HTTP/1.1: a connection of its own.
+    Http1(Stream),
+    /// HTTP/2: one stream of a connection.
+    Http2(Reply),
+}
 
 /// A client and the buffers of its connection.
 pub struct Client {
     /// Registered with the watchdog; declared first, so dropped before the socket is closed.
     pub watch: Registration,
-    /// The socket.
-    pub stream: TcpStream,
+    /// The way back.
+    pub outlet: Outlet,
     /// Who it is.
-    pub peer: SocketAddr,
+    pub peer: Rc<Peer>,
     /// Bytes read and not yet used.
     pub inbuf: Vec<u8>,
     /// Bytes about to be written.
     pub out: Vec<u8>,
+    /// How the body under way is delimited.
+    pub framed: Framed,
 }
 
-/// Serves `stream` to its end.
-pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr) {
+impl Client {
+    /// A client with empty buffers.
+    pub fn new(watch: Registration, outlet: Outlet, peer: Rc<Peer>) -> Self {
+        Client { watch, outlet, peer, inbuf: Vec::new(), out: Vec::new(), framed: Framed::Nothing }
+    }
+
+    /// Reads more into `inbuf`; 0 at the end. A request of HTTP/2 is whole already.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn read_more(&mut self, room_bytes: usize) -> io::Result<usize> {
+        match &mut self.outlet {
+            Outlet::Http1(stream) => stream.read_more(&mut self.inbuf, room_bytes).await,
+            Outlet::Http2(_) => Ok(0),
+        }
+    }
+
+    /// Writes `bytes` to a connection of HTTP/1.1 as they are.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn write(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        match &mut self.outlet {
+            Outlet::Http1(stream) => stream.write_all(bytes).await,
+            Outlet::Http2(_) => Ok(()),
+        }
+    }
+}
+
+/// Serves `tcp` to its end.
+pub async fn serve(shard: Rc<Shard>, tcp: TcpStream, address: SocketAddr) {
     // Without it Nagle holds a token back until the last one is acknowledged: 40 ms.
-    if stream.set_nodelay(true).is_err() {
+    if tcp.set_nodelay(true).is_err() {
         return;
     }
-    let watch = shard.watchdog.register(stream.as_raw_fd());
-    let mut client = Client { watch, stream, peer, inbuf: Vec::new(), out: Vec::new() };
     shard.stats.connections.inc();
-    while request::serve(&shard, &mut client).await == Relayed::KeepAlive {
-        if shard.cluster.draining.load(std::sync::atomic::Ordering::Relaxed) {
-            break;
+    match shard.front.tls() {
+        None => {
+            let watch = shard.watchdog.register(ClientEnd::Plain(tcp.as_raw_fd()));
+            let peer = Rc::new(Peer { address, certificate: None, is_tls: false });
+            first_bytes(&shard, watch, tcp, peer).await;
         }
-        client.inbuf.shrink_to(IDLE_BUFFER_BYTES_MAX);
-        client.out.shrink_to(IDLE_BUFFER_BYTES_MAX);
+        // Boxed: plain connections must not carry the size of a handshake.
+        Some(config) => Box::pin(handshake(&shard, tcp, address, config)).await,
     }
     shard.stats.connections.dec();
 }
 
-impl Client {
-    /// Writes a whole answer of ours.
-    pub async fn write_response(
-        &mut self,
-        status: u16,
-        content_type: &str,
-        extra_fields: &str,
-        body: &[u8],
-        keep_alive: bool,
-    ) -> Relayed {
-        self.out.clear();
-        let connection = if keep_alive { "" } else { "connection: close\r\n" };
-        self.out.extend_from_slice(
-            format!(
-                "HTTP/1.1 {status} {}\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n{connection}{extra_fields}\r\n",
-                reason_phrase(status),
-                body.len()
-            )
-            .as_bytes(),
-        );
-        self.out.extend_from_slice(body);
-        self.watch.enter(Phase::Client);
-        match write_all(&mut self.stream, &mut self.out).await {
-            Ok(()) if keep_alive => Relayed::KeepAlive,
-            _ => Relayed::Close,
-        }
-    }
-
-    /// Writes a refusal in OpenAI's envelope.
-    pub async fn refuse(
-        &mut self,
-        error: &RequestError,
-        request_id: &str,
-        keep_alive: bool,
-    ) -> Relayed {
-        let refusal = error.refusal();
-        let mut fields = format!("x-request-id: {request_id}\r\n");
-        if let Some(seconds) = refusal.retry_after_s {
-            fields.push_str(&format!("retry-after: {seconds}\r\n"));
-        }
-        if let RequestError::Method { allowed, .. } = error {
-            fields.push_str(&format!("allow: {allowed}\r\n"));
-        }
-        let keep_alive = keep_alive && !refusal.close;
-        let written = self
-            .write_response(refusal.status, "application/json", &fields, &refusal.body, keep_alive)
-            .await;
-        if refusal.close {
-            self.linger().await;
-        }
-        written
-    }
-
-    /// Ends our side and lets the client finish its own, within bounds of bytes and (by the
-    /// watchdog) of time.
-    async fn linger(&mut self) {
-        use monoio::io::AsyncWriteRent;
-        if self.stream.shutdown().await.is_err() {
+/// TLS first. The watchdog ends one that dawdles.
+async fn handshake(
+    shard: &Rc<Shard>,
+    tcp: TcpStream,
+    address: SocketAddr,
+    config: std::sync::Arc<rustls::ServerConfig>,
+) {
+    let watch = shard.watchdog.register(ClientEnd::Tls(tcp.as_raw_fd()));
+    watch.enter(Phase::Client);
+    let Ok(session) = Session::server(config) else { return };
+    let tls = match TlsStream::handshake(tcp, session).await {
+        Ok(tls) => tls,
+        Err(error) => {
+            shard.stats.tls_handshake_failures.inc();
+            tracing::debug!(%address, %error, "TLS handshake failed");
             return;
         }
-        let mut dropped = 0;
-        while dropped < LINGER_BYTES_MAX {
-            self.inbuf.clear();
-            self.watch.enter(Phase::ClientIdle);
-            match crate::socket::read_more(&mut self.stream, &mut self.inbuf, 64 << 10).await {
-                Ok(read) if read > 0 => dropped += read,
-                _ => return,
-            }
+    };
+    let certificate = tls.session().peer_certificate().map(|certificate| certificate.to_vec());
+    let peer = Rc::new(Peer { address, certificate, is_tls: true });
+    if tls.session().is_h2() {
+        let (tcp, session, early) = tls.into_parts();
+        http2::serve(shard, tcp, Some(session), early, peer, watch).await;
+    } else {
+        let client = Client::new(watch, Outlet::Http1(Stream::Tls(Box::new(tls))), peer);
+        http1(shard, client).await;
+    }
+}
+
+/// Clear text: HTTP/2 with prior knowledge says so in its first bytes.
+async fn first_bytes(shard: &Rc<Shard>, watch: Registration, tcp: TcpStream, peer: Rc<Peer>) {
+    let mut client = Client::new(watch, Outlet::Http1(Stream::Tcp(tcp)), peer);
+    client.watch.enter(Phase::ClientIdle);
+    loop {
+        match client.read_more(FIRST_ROOM_BYTES).await {
+            Ok(read) if read > 0 => {}
+            _ => return,
         }
+        let known = client.inbuf.len().min(http2::PREFACE.len());
+        if client.inbuf[..known] != http2::PREFACE[..known] {
+            return http1(shard, client).await;
+        }
+        if known == http2::PREFACE.len() {
+            break;
+        }
+        client.watch.enter(Phase::Client);
+    }
+    let Client { watch, outlet, peer, inbuf, .. } = client;
+    if let Outlet::Http1(Stream::Tcp(tcp)) = outlet {
+        Box::pin(http2::serve(shard, tcp, None, inbuf, peer, watch)).await;
+    }
+}
+
+/// Requests one after another until either side has had enough.
+async fn http1(shard: &Rc<Shard>, mut client: Client) {
+    while request::serve(shard, &mut client).await == Relayed::KeepAlive {
+        client.inbuf.shrink_to(IDLE_BUFFER_BYTES_MAX);
+        client.out.shrink_to(IDLE_OUT_BYTES_MAX);
     }
 }

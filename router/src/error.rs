@@ -72,7 +72,8 @@ pub enum RequestError {
     /// Every attempt failed before an answer began.
     #[error("the engines failed before they answered ({0}); retry after the time in Retry-After")]
     EnginesFailed(&'static str),
-    /// An engine took longer than `[router.limits] engine_silence_s_max`.
+    /// An engine took longer than `[router.limits] first_byte_s_max`, or the request as a whole longer
+    /// than `request_s_max`.
     #[error("the engine did not answer within {0} s")]
     EngineSilent(u64),
 }
@@ -85,6 +86,8 @@ pub struct Refusal {
     pub body: Vec<u8>,
     /// Seconds for `Retry-After`.
     pub retry_after_s: Option<u32>,
+    /// Further header fields.
+    pub fields: Vec<(&'static str, &'static str)>,
     /// The connection cannot go on: we did not read, or could not delimit, the body.
     pub close: bool,
 }
@@ -155,6 +158,10 @@ impl RequestError {
             status,
             body: openai::error_body(&self.to_string(), kind, param, code),
             retry_after_s: matches!(status, 429 | 502 | 503).then_some(RETRY_AFTER_S),
+            fields: match self {
+                RequestError::Method { allowed, .. } => vec![("allow", *allowed)],
+                _ => Vec::new(),
+            },
             close: matches!(
                 self,
                 RequestError::Head(_)

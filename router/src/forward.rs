@@ -51,7 +51,7 @@ impl Answer {
     /// [`UpstreamError`].
     pub async fn next_part(&mut self) -> Result<bool, UpstreamError> {
         self.buffer().clear();
-        self.watch.enter(Phase::Engine);
+        self.watch.enter(Phase::EngineNext);
         let read = self.connection_mut().read().await;
         self.watch.enter(Phase::Busy);
         match read {
@@ -82,7 +82,9 @@ impl Answer {
     async fn hold(&mut self, max: usize) -> Result<(), UpstreamError> {
         while !self.scanner.is_done() && self.body_bytes <= max {
             let before = self.connection_mut().buffer.len();
-            self.watch.enter(Phase::Engine);
+            // Of a stream the head alone is no sign of life: its first event is.
+            let is_first = self.body_bytes == 0;
+            self.watch.enter(if is_first { Phase::EngineFirst } else { Phase::EngineNext });
             let read = self.connection_mut().read().await;
             self.watch.enter(Phase::Busy);
             match read {
@@ -129,7 +131,7 @@ pub async fn send(
     seat: &Seat,
 ) -> Result<Answer, UpstreamError> {
     let limits = &shard.config.limits;
-    let address = seat.worker.target.address;
+    let address = &seat.worker.target.address;
     let kept = shard.pool.connect(address, limits).await?;
     match exchange(shard, watch, request, request_id, seat, kept).await {
         Err(UpstreamError::Stale) => {
@@ -160,7 +162,7 @@ async fn exchange(
         watch: Rc::clone(watch),
     };
     watch.set_engine(Some(answer.connection_mut().socket()));
-    watch.enter(Phase::Engine);
+    watch.enter(Phase::EngineFirst);
     if body.len() <= ONE_WRITE_BYTES_MAX {
         head.extend_from_slice(body);
         answer.connection_mut().send(&mut head).await?;

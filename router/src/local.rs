@@ -45,8 +45,8 @@ pub async fn answer(
     request: &Request,
     request_id: &str,
 ) -> Relayed {
-    let keep_alive = request.head.keep_alive;
-    let fields = format!("x-request-id: {request_id}\r\n");
+    let keep_alive = request.head.keep_alive && !shard.is_draining();
+    let fields = [("x-request-id", request_id)];
     let json = "application/json";
     match request.path() {
         "/healthz" => client.write_response(200, "text/plain", &fields, b"ok\n", keep_alive).await,

@@ -2,14 +2,11 @@
 
 use std::ops::Range;
 
-use monoio::io::AsyncWriteRentExt;
-
 use crate::connection::Client;
 use crate::error::RequestError;
 use crate::http::body::{BodyScanner, Framing};
-use crate::http::head::{RequestHead, parse_request};
+use crate::http::head::{HeadError, RequestHead, parse_request};
 use crate::shard::Shard;
-use crate::socket::read_more;
 use crate::watch::Phase;
 
 /// Room offered to each read while only a head is expected: most requests fit whole.
@@ -34,6 +31,16 @@ enum Body {
 }
 
 impl Request {
+    /// A request that came by other means: a head in the form of HTTP/1.1, and a whole body.
+    ///
+    /// # Errors
+    /// The head cannot be one of HTTP/1.1 either.
+    pub fn from_head(bytes: Vec<u8>, body: Vec<u8>) -> Result<Self, HeadError> {
+        let head = parse_request(&bytes)?.ok_or(HeadError::Malformed)?;
+        let consumed = bytes.len();
+        Ok(Request { bytes, head, body: Body::Decoded(body), consumed })
+    }
+
     /// The head's bytes, which its ranges point into.
     pub fn head_bytes(&self) -> &[u8] {
         &self.bytes[..self.head.length]
@@ -167,7 +174,7 @@ async fn chunked(
 async fn invite(client: &mut Client, head: &RequestHead, end: usize) -> Result<(), RequestError> {
     if head.expects_continue && !head.is_http_10 && client.inbuf.len() < end {
         // A client that is gone shows at the next read.
-        let _ = client.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+        let _ = client.write(&mut b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await;
     }
     client.watch.enter(Phase::Client);
     Ok(())
@@ -175,7 +182,7 @@ async fn invite(client: &mut Client, head: &RequestHead, end: usize) -> Result<(
 
 /// Reads more; false when the client closed, broke off or was too slow.
 async fn more(client: &mut Client, room: usize) -> Result<bool, RequestError> {
-    let read = read_more(&mut client.stream, &mut client.inbuf, room).await;
+    let read = client.read_more(room).await;
     client.watch.enter(Phase::Client);
     Ok(matches!(read, Ok(read) if read > 0))
 }

@@ -13,10 +13,10 @@ use crate::http::body::{BodyScanner, Framing};
 use crate::http::head::is_hop_by_hop;
 use crate::openai;
 use crate::read::Request;
+use crate::reply::Framed;
 use crate::shard::Shard;
-use crate::socket::write_all;
 use crate::tokenize::{Cut, Prefix};
-use crate::watch::{Phase, Verdict};
+use crate::watch::Verdict;
 
 /// How the relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +47,11 @@ pub async fn answer(
     decided: &Decided<'_>,
     mut answer: Answer,
 ) -> Relayed {
-    let mut outward = Outward::of(request, &answer);
-    let keep_alive = request.head.keep_alive && !outward.ends_by_closing();
-    write_head(&mut client.out, request, decided, &mut answer, &outward, keep_alive);
-    let ended = pass_on(shard, client, decided, &mut answer, &mut outward).await;
+    let mut payload_only = payload_only(client, request, &answer);
+    let may_stay = request.head.keep_alive && !shard.is_draining();
+    let keep_alive =
+        write_head(client, request, decided, &mut answer, payload_only.is_some(), may_stay);
+    let ended = pass_on(shard, client, decided, &mut answer, &mut payload_only).await;
     let now = Instant::now();
     shard.stats.e2e_latency.observe((now - decided.started).as_secs_f64());
     match ended {
@@ -70,7 +71,7 @@ pub async fn answer(
                 request_id = decided.request_id,
                 "the engine failed in the middle of an answer"
             );
-            end_with_error_event(client, &answer, &outward).await;
+            end_with_error_event(client, &answer, payload_only.is_some()).await;
             Relayed::Close
         }
     }
@@ -82,18 +83,24 @@ enum Broken {
     Engine,
 }
 
+/// A scanner of its own where the client cannot be given the engine's chunks: HTTP/1.0 and HTTP/2.
+fn payload_only(client: &Client, request: &Request, answer: &Answer) -> Option<BodyScanner> {
+    let foreign = client.is_http2() || request.head.is_http_10;
+    (foreign && answer.head.framing == Framing::Chunked)
+        .then(|| BodyScanner::new(answer.head.framing))
+}
+
 /// Head and first part leave in one write; then each part as it comes.
 async fn pass_on(
     shard: &Shard,
     client: &mut Client,
     decided: &Decided<'_>,
     answer: &mut Answer,
-    outward: &mut Outward,
+    payload_only: &mut Option<BodyScanner>,
 ) -> Result<(), Broken> {
     let body_at = answer.buffer().len() - answer.body_bytes;
-    outward.append(&mut client.out, &answer.buffer()[body_at..]);
-    client.watch.enter(Phase::Client);
-    write_all(&mut client.stream, &mut client.out).await.map_err(|_| Broken::Client)?;
+    append(client, payload_only, &answer.buffer()[body_at..]);
+    client.flush().await.map_err(|_| Broken::Client)?;
     let mut last = None;
     if answer.body_bytes > 0 {
         last = stamp(shard, decided.started, last);
@@ -101,24 +108,34 @@ async fn pass_on(
     while !answer.scanner.is_done() {
         match answer.next_part().await {
             Ok(true) => {}
-            Ok(false) => return Ok(()),
+            Ok(false) => break,
             Err(_) if client.watch.verdict() == Some(Verdict::ClientGone) => {
                 return Err(Broken::Client);
             }
             Err(_) => return Err(Broken::Engine),
         }
         last = stamp(shard, decided.started, last);
-        client.watch.enter(Phase::Client);
-        if outward.dechunk.is_some() {
-            client.out.clear();
-            outward.append(&mut client.out, answer.buffer());
-            write_all(&mut client.stream, &mut client.out).await
+        if client.is_http2() || payload_only.is_some() {
+            append(client, payload_only, answer.buffer());
+            client.flush().await.map_err(|_| Broken::Client)?;
         } else {
-            write_all(&mut client.stream, answer.buffer()).await
+            client.watch.enter(crate::watch::Phase::Client);
+            client.write(answer.buffer()).await.map_err(|_| Broken::Client)?;
         }
-        .map_err(|_| Broken::Client)?;
     }
-    Ok(())
+    client.finish().await.map_err(|_| Broken::Client)
+}
+
+/// Lays one part of the engine's bytes down as the client is to see it.
+fn append(client: &mut Client, payload_only: &mut Option<BodyScanner>, part: &[u8]) {
+    match payload_only {
+        None => client.push(part),
+        Some(scanner) => {
+            // The answer's own scanner took these bytes already, so they are well formed.
+            let taken = scanner.feed(part, |run| client.push(run));
+            debug_assert_eq!(taken, Ok(part.len()));
+        }
+    }
 }
 
 /// TTFT for the first part, ITL for each later one.
@@ -131,91 +148,55 @@ fn stamp(shard: &Shard, started: Instant, last: Option<Instant>) -> Option<Insta
     Some(now)
 }
 
-/// How the body is delimited towards the client.
-struct Outward {
-    framing: Framing,
-    /// A client of HTTP/1.0 gets the payload of the engine's chunks, ended by closing.
-    dechunk: Option<BodyScanner>,
-}
-
-impl Outward {
-    fn of(request: &Request, answer: &Answer) -> Self {
-        let framing = answer.head.framing;
-        let dechunk = (framing == Framing::Chunked && request.head.is_http_10)
-            .then(|| BodyScanner::new(framing));
-        Outward { framing, dechunk }
-    }
-
-    fn ends_by_closing(&self) -> bool {
-        self.framing == Framing::UntilClose || self.dechunk.is_some()
-    }
-
-    /// Appends one part of the engine's bytes as the client is to see it.
-    fn append(&mut self, out: &mut Vec<u8>, part: &[u8]) {
-        match &mut self.dechunk {
-            None => out.extend_from_slice(part),
-            Some(scanner) => {
-                // The answer's own scanner took these bytes already, so they are well formed.
-                let taken = scanner.feed(part, |run| out.extend_from_slice(run));
-                debug_assert_eq!(taken, Ok(part.len()));
-            }
-        }
-    }
-}
-
+/// Writes the engine's head with ours in it; whether the client's connection stays open.
 fn write_head(
-    out: &mut Vec<u8>,
+    client: &mut Client,
     request: &Request,
     decided: &Decided<'_>,
     answer: &mut Answer,
-    outward: &Outward,
-    keep_alive: bool,
-) {
+    payload_only: bool,
+    may_stay: bool,
+) -> bool {
     // Taken out for the time of the loop: the fields point into the answer's own buffer.
     let fields = std::mem::take(&mut answer.head.fields);
     let (status, reason) = (answer.head.status, answer.head.reason.clone());
+    let framing = answer.head.framing;
     let bytes = answer.buffer();
-    out.clear();
-    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
-    put(&[b"HTTP/1.1 ", status.to_string().as_bytes(), b" ", &bytes[reason], b"\r\n"]);
+    client.start_head(status, &bytes[reason]);
     for field in &fields {
         let name = &bytes[field.name.clone()];
         if !is_hop_by_hop(name) && !is_ours(name) {
-            put(&[name, b": ", &bytes[field.value.clone()], b"\r\n"]);
+            client.field(name, &bytes[field.value.clone()]);
         }
     }
-    match outward.framing {
-        Framing::None if status == 204 || status == 304 => {}
-        Framing::None => put(&[b"content-length: 0\r\n"]),
-        Framing::Length(length) => {
-            put(&[b"content-length: ", length.to_string().as_bytes(), b"\r\n"]);
+    client.field(b"x-request-id", decided.request_id.as_bytes());
+    client.field(b"x-cgn-worker", decided.seat.worker.worker.id.as_bytes());
+    client.field(b"x-cgn-prefix-tokens", decided.seat.prefix_tokens.to_string().as_bytes());
+    let framed = match framing {
+        Framing::None if status == 204 || status == 304 => Framed::Nothing,
+        Framing::None => Framed::Length(0),
+        Framing::Length(length) => Framed::Length(length),
+        _ if client.is_http2() => Framed::Frames,
+        Framing::Chunked if payload_only => Framed::UntilClose,
+        Framing::Chunked => {
+            client.field(b"transfer-encoding", b"chunked");
+            Framed::Raw
         }
-        Framing::Chunked if outward.dechunk.is_none() => put(&[b"transfer-encoding: chunked\r\n"]),
-        Framing::Chunked | Framing::UntilClose => {}
-    }
-    if !keep_alive {
-        put(&[b"connection: close\r\n"]);
-    } else if request.head.is_http_10 {
-        put(&[b"connection: keep-alive\r\n"]);
-    }
-    put(&[
-        b"x-request-id: ",
-        decided.request_id.as_bytes(),
-        b"\r\nx-cgn-worker: ",
-        decided.seat.worker.worker.id.as_bytes(),
-        b"\r\nx-cgn-prefix-tokens: ",
-        decided.seat.prefix_tokens.to_string().as_bytes(),
-        b"\r\n\r\n",
-    ]);
+        Framing::UntilClose => Framed::UntilClose,
+    };
+    let keep_alive = may_stay && framed != Framed::UntilClose;
+    let say = match keep_alive {
+        false => Some(false),
+        true => request.head.is_http_10.then_some(true),
+    };
+    client.end_head(framed, say);
+    keep_alive
 }
 
-/// Says what happened, where a chunk of ours can stand: an error event, then the end of the stream.
-async fn end_with_error_event(client: &mut Client, answer: &Answer, outward: &Outward) {
-    let can_speak = answer.head.is_event_stream
-        && outward.framing == Framing::Chunked
-        && outward.dechunk.is_none()
-        && answer.scanner.at_chunk_boundary();
-    if !can_speak {
+/// Says what happened, where that can be said: an error event, then the end of the stream.
+async fn end_with_error_event(client: &mut Client, answer: &Answer, payload_only: bool) {
+    let between_chunks = client.framed == Framed::Raw && answer.scanner.at_chunk_boundary();
+    if !answer.head.is_event_stream || !(between_chunks || payload_only || client.is_http2()) {
         return;
     }
     let error = openai::error_body(
@@ -227,12 +208,12 @@ async fn end_with_error_event(client: &mut Client, answer: &Answer, outward: &Ou
     let close_event: &[u8] = if answer.tail.ends_event() { b"" } else { b"\n\n" };
     let event = [close_event, b"data: ", &error, b"\n\n"].concat();
     client.out.clear();
-    client.out.extend_from_slice(format!("{:x}\r\n", event.len()).as_bytes());
-    client.out.extend_from_slice(&event);
-    client.out.extend_from_slice(b"\r\n0\r\n\r\n");
-    client.watch.enter(Phase::Client);
+    if client.framed == Framed::Raw {
+        client.framed = Framed::Chunks;
+    }
+    client.push(&event);
     // A client that is gone too needs no telling.
-    let _ = write_all(&mut client.stream, &mut client.out).await;
+    let _ = client.finish().await;
 }
 
 /// On the text path a prediction is an estimate: only a miss of more than a quarter says something.

@@ -25,17 +25,23 @@ use crate::{admit, authenticate, candidates, local};
 /// A request id of a client may have so many characters; longer ones are replaced.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// Serves one request. The caller goes on while the answer is [`Relayed::KeepAlive`].
+/// Reads and serves one request of HTTP/1.1. The caller goes on while the answer is
+/// [`Relayed::KeepAlive`].
 pub async fn serve(shard: &Shard, client: &mut Client) -> Relayed {
-    let request = match read::request(shard, client).await {
-        Ok(Some(request)) => request,
-        Ok(None) => return Relayed::Close,
-        Err(error) => return refuse(shard, client, "none", &fresh_id(shard), &error, false).await,
-    };
+    match read::request(shard, client).await {
+        Ok(Some(request)) => run(shard, client, request).await,
+        Ok(None) => Relayed::Close,
+        Err(error) => refuse_unread(shard, client, &error).await,
+    }
+}
+
+/// Serves a request that was read, over whichever protocol.
+pub async fn run(shard: &Shard, client: &mut Client, request: Request) -> Relayed {
     let started = Instant::now();
+    client.watch.begin();
     let request_id = request_id(shard, &request);
     let (endpoint, answered) = if local::is_local(&request) {
-        let answered = match authenticate::peer(client.peer) {
+        let answered = match authenticate::peer(client.peer.address) {
             Ok(()) => Ok(local::answer(shard, client, &request, &request_id).await),
             Err(error) => Err(error),
         };
@@ -47,12 +53,18 @@ pub async fn serve(shard: &Shard, client: &mut Client) -> Relayed {
     let relayed = match answered {
         Ok(relayed) => relayed,
         Err(error) => {
-            let keep_alive = request.head.keep_alive;
+            let keep_alive = request.head.keep_alive && !shard.is_draining();
             refuse(shard, client, endpoint, &request_id, &error, keep_alive).await
         }
     };
+    client.watch.end();
     client.inbuf = request.into_rest();
     relayed
+}
+
+/// Refuses a request that could not be read.
+pub async fn refuse_unread(shard: &Shard, client: &mut Client, error: &RequestError) -> Relayed {
+    refuse(shard, client, "none", &fresh_id(shard), error, false).await
 }
 
 /// The phases behind *read*.
@@ -65,7 +77,7 @@ async fn answer(
 ) -> Result<Relayed, RequestError> {
     let endpoint = local::endpoint(request)?;
     let call = parse::call(endpoint, request.body())?;
-    authenticate::peer(client.peer)?;
+    authenticate::peer(client.peer.address)?;
     let mut ticket = admit::enter(shard, &call)?;
     let prefix = tokenize::prefix(shard, ticket.model(), &call, request.body()).await;
     let (seat, answer) =
@@ -107,8 +119,12 @@ async fn dispatch(
             Ok(answer) => return Ok((seat, answer)),
             Err(error) => {
                 match watch.verdict() {
-                    Some(Verdict::EngineSilent) => {
-                        let limit = shard.config.limits.engine_silence_s_max;
+                    Some(Verdict::FirstByteLate | Verdict::EngineStalled) => {
+                        let limit = shard.config.limits.first_byte_s_max;
+                        return Err(RequestError::EngineSilent(limit));
+                    }
+                    Some(Verdict::TooLong) => {
+                        let limit = shard.config.limits.request_s_max;
                         return Err(RequestError::EngineSilent(limit));
                     }
                     // Nobody is left to hear it; the write of the refusal will fail.
@@ -116,7 +132,7 @@ async fn dispatch(
                         shard.stats.clients_gone.inc();
                         return Err(RequestError::EnginesFailed("the client hung up"));
                     }
-                    None => {}
+                    Some(Verdict::Drained) | None => {}
                 }
                 if forward::is_down(error) {
                     seat.worker.life.healthy.store(false, std::sync::atomic::Ordering::Relaxed);

@@ -3,6 +3,7 @@
 //! Each data thread has its own ring, its own listener on the shared port (`SO_REUSEPORT`) and its own
 //! shard. The house thread does what no request waits for: probes, control, the admin listener.
 
+use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,14 +11,20 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use dataplane::wire::Snapshot;
+use monoio::io::Canceller;
 use monoio::time::TimeDriver;
 use monoio::{FusionDriver, FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
 use crate::cluster::Cluster;
 use crate::config::{Config, Router};
+use crate::front::Front;
+use crate::handover::{self, Listeners, Predecessor};
 use crate::shard::Shard;
 use crate::stats::Stats;
+use crate::tls::files::TlsFileError;
 use crate::watch::TICK;
 use crate::{connection, follow, probe};
 
@@ -53,6 +60,12 @@ pub enum StartError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// The sockets could not be taken over or offered.
+    #[error("[router] handover_socket: {0}")]
+    Handover(std::io::Error),
+    /// Certificate or key cannot be served.
+    #[error("{0}")]
+    Tls(#[from] TlsFileError),
     /// Metrics could not be declared.
     #[error("metrics: {0}")]
     Stats(#[from] prometheus::Error),
@@ -61,6 +74,7 @@ pub enum StartError {
 /// A running router.
 pub struct Server {
     cluster: Arc<Cluster>,
+    stats: Arc<Stats>,
     threads: Vec<std::thread::JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     drain: Duration,
@@ -80,42 +94,74 @@ impl Server {
         let cores = match router.cores {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             cores => cores,
-        };
-        let (http, listeners) = bind_shared(router.listen_http, "listen_http", cores)?;
-        let (admin, mut admin_listeners) = bind_shared(router.listen_admin, "listen_admin", 1)?;
+        }
+        .min(handover::LISTENERS_MAX - 1);
+        let (listeners, predecessor) = listen(&router, cores)?;
+        let http = local_address(&listeners.http, router.listen_http, "listen_http")?;
+        let admin = local_address(&listeners.admin, router.listen_admin, "listen_admin")?;
+        let offered = listeners.try_clone().map_err(StartError::Handover)?;
         // One trial on this thread: an error here is a line for a person, in a thread it is not.
         drop(runtime().map_err(StartError::Runtime)?);
         let stats = Arc::new(Stats::new()?);
+        let clients = Arc::new(Front::clients());
+        if router.tls.is_on() {
+            let loaded = router.tls.load()?;
+            stats.tls_certificate_expiry.set(loaded.expires_unix_s.try_into().unwrap_or(i64::MAX));
+            clients.serve_with(loaded.config);
+        }
         let cluster = Arc::new(Cluster::new(&router));
         let workers = config.workers.iter().map(|worker| worker.to_worker()).collect();
         cluster.apply(Snapshot { version: 0, workers, weights: None }, false);
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::with_capacity(cores + 1);
         let seed_base = u64::from(std::process::id()) << 32;
-        let plan = listeners
+        let mut shares: Vec<Vec<TcpListener>> = (0..cores).map(|_| Vec::new()).collect();
+        for (at, listener) in listeners.http.into_iter().enumerate() {
+            shares[at % cores].push(listener);
+        }
+        let plan = shares
             .into_iter()
             .enumerate()
-            .map(|(core, listener)| (Role::Data { core }, listener))
-            .chain(admin_listeners.pop().map(|listener| (Role::House, listener)));
-        for (at, (role, listener)) in plan.enumerate() {
+            .map(|(core, listeners)| (Role::Data { core }, listeners))
+            .chain([(Role::House, listeners.admin)]);
+        for (at, (role, listeners)) in plan.enumerate() {
             let (router, cluster) = (Arc::clone(&router), Arc::clone(&cluster));
             let (stats, stop) = (Arc::clone(&stats), Arc::clone(&stop));
+            let front = match role {
+                Role::Data { .. } => Arc::clone(&clients),
+                Role::House => Arc::new(Front::admin()),
+            };
+            let clients = Arc::clone(&clients);
             let seed = seed_base.wrapping_add((at as u64) << 56);
             let thread = std::thread::Builder::new()
                 .name(role.thread_name())
-                .spawn(move || run_thread(role, listener, router, cluster, stats, seed, &stop))
+                .spawn(move || {
+                    let part = Part { role, listeners, front, clients, seed };
+                    run_thread(part, router, cluster, stats, &stop);
+                })
                 .map_err(StartError::Thread)?;
             threads.push(thread);
         }
         let drain = Duration::from_secs(router.limits.drain_s_max);
-        Ok(Server { cluster, threads, stop, drain, http, admin })
+        if let Some(predecessor) = predecessor {
+            predecessor.release();
+        }
+        if let Some(path) = &router.handover_socket {
+            // As an operator would do it; `main` waits for this signal.
+            let leave = || {
+                let _ = kill(Pid::this(), Signal::SIGTERM);
+            };
+            handover::offer(path, offered, leave).map_err(StartError::Handover)?;
+        }
+        Ok(Server { cluster, stats, threads, stop, drain, http, admin })
     }
 
     /// Stops accepting, lets requests in flight finish within `drain_s_max`, then ends the threads.
     pub fn stop(self) {
         self.cluster.draining.store(true, Relaxed);
         let deadline = Instant::now() + self.drain;
-        while self.cluster.inflight.load(Relaxed) > 0 && Instant::now() < deadline {
+        // Connections without a request end by `drain_idle_ms_max`; only requests are waited for longer.
+        while self.stats.connections.get() > 0 && Instant::now() < deadline {
             std::thread::sleep(TICK);
         }
         self.stop.store(true, Relaxed);
@@ -141,6 +187,28 @@ impl Role {
     }
 }
 
+/// The sockets of a running router, if there is one to take over from, else fresh ones.
+fn listen(router: &Router, cores: usize) -> Result<(Listeners, Option<Predecessor>), StartError> {
+    if let Some(path) = &router.handover_socket
+        && let Some((listeners, predecessor)) = handover::ask(path).map_err(StartError::Handover)?
+    {
+        tracing::info!(socket = %path.display(), "taking over");
+        return Ok((listeners, Some(predecessor)));
+    }
+    let http = bind_shared(router.listen_http, "listen_http", cores)?;
+    let admin = bind_shared(router.listen_admin, "listen_admin", 1)?;
+    Ok((Listeners { http, admin }, None))
+}
+
+fn local_address(
+    listeners: &[TcpListener],
+    configured: SocketAddr,
+    key: &'static str,
+) -> Result<SocketAddr, StartError> {
+    let first = listeners.first().map_or(Ok(configured), TcpListener::local_addr);
+    first.map_err(|source| StartError::Listen { address: configured, key, source })
+}
+
 /// Binds `count` listeners to one address that nobody else holds.
 ///
 /// With `SO_REUSEPORT` alone a second router of the same user would silently take half of the
@@ -150,7 +218,7 @@ fn bind_shared(
     address: SocketAddr,
     key: &'static str,
     count: usize,
-) -> Result<(SocketAddr, Vec<TcpListener>), StartError> {
+) -> Result<Vec<TcpListener>, StartError> {
     let refuse = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::AddrInUse => StartError::PortTaken { address, key },
         _ => StartError::Listen { address, key, source },
@@ -170,7 +238,7 @@ fn bind_shared(
     for _ in 1..count {
         listeners.push(bind(address, true).map_err(refuse)?);
     }
-    Ok((address, listeners))
+    Ok(listeners)
 }
 
 type Runtime = FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<LegacyDriver>>;
@@ -187,15 +255,26 @@ fn runtime() -> std::io::Result<Runtime> {
         .or_else(|_| RuntimeBuilder::<FusionDriver>::new().enable_timer().build())
 }
 
-fn run_thread(
+/// What one thread has of its own.
+struct Part {
     role: Role,
-    listener: TcpListener,
+    /// As many sockets as there are cores; another process may have left more or fewer.
+    listeners: Vec<TcpListener>,
+    /// What its listener speaks.
+    front: Arc<Front>,
+    /// What the clients' listeners speak; the house thread keeps it fresh.
+    clients: Arc<Front>,
+    seed: u64,
+}
+
+fn run_thread(
+    part: Part,
     config: Arc<Router>,
     cluster: Arc<Cluster>,
     stats: Arc<Stats>,
-    seed: u64,
     stop: &AtomicBool,
 ) {
+    let Part { role, listeners, front, clients, seed } = part;
     if let Role::Data { core } = role
         && config.pin_cores
         && let Err(error) = pin(core)
@@ -211,42 +290,59 @@ fn run_thread(
         }
     };
     runtime.block_on(async move {
-        let shard = Shard::new(config, cluster, stats, seed);
+        let shard = Shard::new(config, cluster, stats, front, seed);
         if let Role::House = role {
             monoio::spawn(probe::run(Rc::clone(&shard)));
+            if shard.config.tls.is_on() {
+                monoio::spawn(reload_certificate(Rc::clone(&shard), clients));
+            }
             if let Some(path) = shard.config.control_socket.clone() {
                 let shard = Rc::clone(&shard);
                 monoio::spawn(async move { follow::run(shard, &path).await });
             }
         }
-        match monoio::net::TcpListener::from_std(listener) {
-            Ok(listener) => {
-                monoio::spawn(accept(Rc::clone(&shard), listener));
+        let leaving = Rc::new(RefCell::new(Canceller::new()));
+        for listener in listeners {
+            match monoio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    monoio::spawn(accept(Rc::clone(&shard), listener, Rc::clone(&leaving)));
+                }
+                Err(error) => tracing::error!(%error, "a listener cannot be used"),
             }
-            Err(error) => tracing::error!(%error, "a listener cannot be used"),
         }
-        tick(&shard, stop).await;
+        tick(&shard, &leaving, stop).await;
     });
 }
 
 fn pin(core: usize) -> nix::Result<()> {
     let mut set = nix::sched::CpuSet::new();
     set.set(core)?;
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+    nix::sched::sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-/// Accepts for ever; not while draining, and not above the limit of connections.
-async fn accept(shard: Rc<Shard>, listener: monoio::net::TcpListener) {
+/// Accepts until `leaving` is cancelled; pauses above the limit of connections. While the router drains,
+/// whoever comes is answered and told to close, so that nobody is refused before the load balancer in
+/// front has noticed.
+async fn accept(
+    shard: Rc<Shard>,
+    listener: monoio::net::TcpListener,
+    leaving: Rc<RefCell<Canceller>>,
+) {
     loop {
-        let full = shard.watchdog.len() >= shard.config.limits.connections_per_core_max;
-        if full || shard.cluster.draining.load(Relaxed) {
+        if shard.has_left.get() {
+            return;
+        }
+        if shard.watchdog.len() >= shard.config.limits.connections_per_core_max {
             monoio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         }
-        match listener.accept().await {
+        // Cancelled, not dropped: a connection accepted in that moment would be lost.
+        let handle = leaving.borrow().handle();
+        match listener.cancelable_accept(handle).await {
             Ok((stream, peer)) => {
                 monoio::spawn(connection::serve(Rc::clone(&shard), stream, peer));
             }
+            Err(_) if shard.has_left.get() => return,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 monoio::time::sleep(ACCEPT_PAUSE).await;
@@ -256,12 +352,46 @@ async fn accept(shard: Rc<Shard>, listener: monoio::net::TcpListener) {
 }
 
 /// The thread's clock: the watchdog's look, and the order to stop.
-async fn tick(shard: &Rc<Shard>, stop: &AtomicBool) {
+async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, stop: &AtomicBool) {
+    let idle_max = Duration::from_millis(shard.config.limits.drain_idle_ms_max);
+    let mut draining_since = None;
     while !stop.load(Relaxed) {
         monoio::time::sleep(TICK).await;
         shard.watchdog.tick();
-        if shard.cluster.draining.load(Relaxed) {
-            shard.watchdog.close_idle();
+        if shard.is_draining() {
+            let since = *draining_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= idle_max || shard.front.is_admin {
+                shard.watchdog.close_idle();
+            }
+            if since.elapsed() >= idle_max && !shard.has_left.replace(true) {
+                let fresh = std::mem::take(&mut *leaving.borrow_mut()).cancel();
+                *leaving.borrow_mut() = fresh;
+            }
+        }
+    }
+}
+
+/// Looks at the certificate's files for ever, and serves with what they hold once they changed.
+async fn reload_certificate(shard: Rc<Shard>, clients: Arc<Front>) {
+    let tls = &shard.config.tls;
+    let pause = Duration::from_secs(tls.reload_s.max(1));
+    let mut stamp = tls.stamp();
+    loop {
+        monoio::time::sleep(pause).await;
+        let now = tls.stamp();
+        if now == stamp {
+            continue;
+        }
+        match tls.load() {
+            Ok(loaded) => {
+                let expiry = loaded.expires_unix_s.try_into().unwrap_or(i64::MAX);
+                shard.stats.tls_certificate_expiry.set(expiry);
+                clients.serve_with(loaded.config);
+                stamp = now;
+                tracing::info!("the certificate was read again");
+            }
+            // Half written, perhaps: the old one stays in force, and the next look tries again.
+            Err(error) => tracing::warn!(%error, "the old certificate stays in force"),
         }
     }
 }

@@ -58,6 +58,12 @@ pub struct Stats {
     pub streams_broken: IntCounter,
     /// Client connections open.
     pub connections: IntGauge,
+    /// Streams open over all HTTP/2 connections.
+    pub http2_streams: IntGauge,
+    /// Clients that could not shake hands.
+    pub tls_handshake_failures: IntCounter,
+    /// When the certificate served ends.
+    pub tls_certificate_expiry: IntGauge,
     picks: IntCounterVec,
     worker_inflight: IntGaugeVec,
     worker_ready: IntGaugeVec,
@@ -133,6 +139,13 @@ impl Stats {
                 "Streams that ended in an error event because their engine failed.",
             )?,
             connections: declare.gauge("client_connections", "Client connections open.")?,
+            http2_streams: declare.gauge("http2_streams", "Streams open on HTTP/2 connections.")?,
+            tls_handshake_failures: declare
+                .counter("tls_handshake_failures_total", "TLS handshakes that failed.")?,
+            tls_certificate_expiry: declare.gauge(
+                "tls_certificate_expiry_seconds",
+                "When the certificate served ends, Unix time; 0 without TLS.",
+            )?,
             picks: declare.counters("picks_total", "Requests given to a worker.", &["worker"])?,
             worker_inflight: declare.gauges(
                 "worker_inflight_requests",

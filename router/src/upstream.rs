@@ -8,38 +8,59 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use monoio::net::TcpStream;
+use monoio::net::{TcpStream, UnixStream};
 
 use crate::config::Limits;
 use crate::http::body::BodyScanner;
 use crate::http::head::{ResponseHead, parse_response};
-use crate::socket::{read_more, write_all};
+use crate::stream::Stream;
 
 /// Room offered to each read of an answer.
 pub const READ_ROOM_BYTES: usize = 16 << 10;
 /// An answer to a probe or to a tokenize call may not be longer: 1 M token ids in JSON.
 const EXCHANGE_BYTES_MAX: usize = 8 << 20;
 
+/// What is dialled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
 /// Where an engine listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Resolved once, when the worker becomes known.
-    pub address: SocketAddr,
+    pub address: Address,
     /// For the `host` field.
     pub authority: String,
 }
 
 impl Target {
-    /// Takes `http://host:port` apart and resolves it.
+    /// Takes `http://host:port` or `unix:/path` apart and resolves it.
     ///
     /// # Errors
     /// One line that says what is wrong with the URL.
     pub fn resolve(url: &str) -> Result<Self, String> {
+        if let Some(path) = url.strip_prefix("unix:") {
+            if !path.starts_with('/') || path.starts_with("//") {
+                return Err(format!(
+                    "`{url}` must be unix: and an absolute path, as unix:/run/e.sock"
+                ));
+            }
+            let address = Address::Unix(Path::new(path).to_owned());
+            return Ok(Target { address, authority: "localhost".to_owned() });
+        }
         let authority = url
             .strip_prefix("http://")
-            .ok_or_else(|| format!("`{url}` must begin with http:// (TLS to engines is pending)"))?
+            .ok_or_else(|| {
+                format!("`{url}` must begin with http:// or unix: (TLS to engines is pending)")
+            })?
             .trim_end_matches('/');
         if authority.is_empty() || authority.contains(['/', '?', '#', '@', ' ']) {
             return Err(format!("`{url}` must be http://host:port without a path"));
@@ -53,7 +74,7 @@ impl Target {
             .map_err(|error| format!("`{url}` does not resolve: {error}"))?
             .next()
             .ok_or_else(|| format!("`{url}` resolves to no address"))?;
-        Ok(Target { address, authority: authority.to_owned() })
+        Ok(Target { address: Address::Tcp(address), authority: authority.to_owned() })
     }
 }
 
@@ -78,10 +99,9 @@ pub enum UpstreamError {
 }
 
 /// One connection to an engine with its read buffer.
-#[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
-    address: SocketAddr,
+    stream: Stream,
+    address: Address,
     /// Bytes read and not yet passed on.
     pub buffer: Vec<u8>,
     /// It was kept from an earlier request.
@@ -94,16 +114,15 @@ impl Connection {
     ///
     /// # Errors
     /// [`UpstreamError::Connect`].
-    pub async fn open(address: SocketAddr, limits: &Limits) -> Result<Self, UpstreamError> {
+    pub async fn open(address: &Address, limits: &Limits) -> Result<Self, UpstreamError> {
         let limit = Duration::from_millis(limits.connect_timeout_ms);
-        let stream = monoio::time::timeout(limit, TcpStream::connect_addr(address))
+        let stream = monoio::time::timeout(limit, dial(address))
             .await
             .map_err(|_| UpstreamError::Connect)?
             .map_err(|_| UpstreamError::Connect)?;
-        stream.set_nodelay(true).map_err(|_| UpstreamError::Connect)?;
         Ok(Connection {
             stream,
-            address,
+            address: address.clone(),
             buffer: Vec::with_capacity(READ_ROOM_BYTES),
             reused: false,
             idle_since: Instant::now(),
@@ -120,12 +139,12 @@ impl Connection {
     /// # Errors
     /// [`UpstreamError::Stale`] on a kept connection, else [`UpstreamError::Ended`].
     pub async fn send(&mut self, bytes: &mut Vec<u8>) -> Result<(), UpstreamError> {
-        write_all(&mut self.stream, bytes).await.map_err(|_| self.end())
+        self.stream.write_all(bytes).await.map_err(|_| self.end())
     }
 
     /// Reads more into `buffer`; 0 is the end.
     pub async fn read(&mut self) -> std::io::Result<usize> {
-        read_more(&mut self.stream, &mut self.buffer, READ_ROOM_BYTES).await
+        self.stream.read_more(&mut self.buffer, READ_ROOM_BYTES).await
     }
 
     /// Reads up to and including the head of the answer. Interim answers (1xx) are passed over.
@@ -159,10 +178,21 @@ impl Connection {
     }
 }
 
+async fn dial(address: &Address) -> std::io::Result<Stream> {
+    match address {
+        Address::Tcp(address) => {
+            let tcp = TcpStream::connect_addr(*address).await?;
+            tcp.set_nodelay(true)?;
+            Ok(Stream::Tcp(tcp))
+        }
+        Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+    }
+}
+
 /// The idle connections of one core.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Connection>>>,
+    idle: RefCell<HashMap<Address, Vec<Connection>>>,
 }
 
 impl Pool {
@@ -172,7 +202,7 @@ impl Pool {
     /// [`UpstreamError::Connect`].
     pub async fn connect(
         &self,
-        address: SocketAddr,
+        address: &Address,
         limits: &Limits,
     ) -> Result<Connection, UpstreamError> {
         match self.take(address, limits) {
@@ -181,9 +211,9 @@ impl Pool {
         }
     }
 
-    fn take(&self, address: SocketAddr, limits: &Limits) -> Option<Connection> {
+    fn take(&self, address: &Address, limits: &Limits) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let kept = idle.get_mut(&address)?;
+        let kept = idle.get_mut(address)?;
         let mut connection = kept.pop()?;
         if connection.idle_since.elapsed() > Duration::from_millis(limits.engine_idle_ms_max) {
             // The youngest is too old, so all are.
@@ -197,7 +227,10 @@ impl Pool {
     /// Keeps a connection whose last answer was read to its end.
     pub fn keep(&self, mut connection: Connection, now: Instant, limits: &Limits) {
         let mut idle = self.idle.borrow_mut();
-        let kept = idle.entry(connection.address).or_default();
+        if !idle.contains_key(&connection.address) {
+            idle.insert(connection.address.clone(), Vec::new());
+        }
+        let Some(kept) = idle.get_mut(&connection.address) else { return };
         if kept.len() < limits.engine_idle_connections_max {
             connection.buffer.clear();
             connection.buffer.shrink_to(4 * READ_ROOM_BYTES);
@@ -236,10 +269,10 @@ impl Pool {
         .into_bytes();
         request.extend_from_slice(body);
         let attempts = async {
-            let kept = self.connect(target.address, limits).await?;
+            let kept = self.connect(&target.address, limits).await?;
             match self.exchange_on(kept, &mut request, limits).await {
                 Err(UpstreamError::Stale) => {
-                    let fresh = Connection::open(target.address, limits).await?;
+                    let fresh = Connection::open(&target.address, limits).await?;
                     self.exchange_on(fresh, &mut request, limits).await
                 }
                 other => other,
@@ -290,10 +323,21 @@ mod tests {
     #[test]
     fn urls_are_taken_apart_or_refused_with_a_reason() {
         let target = Target::resolve("http://127.0.0.1:8001/").unwrap();
-        assert_eq!(target.address, "127.0.0.1:8001".parse().unwrap());
-        assert_eq!(Target::resolve("http://127.0.0.1").unwrap().address.port(), 80);
-        assert_eq!(Target::resolve("http://[::1]:7").unwrap().address, "[::1]:7".parse().unwrap());
-        for bad in ["https://a:1", "127.0.0.1:1", "http://", "http://a/b", "http://u@h:1"] {
+        let tcp = |text: &str| Address::Tcp(text.parse().unwrap());
+        assert_eq!(target.address, tcp("127.0.0.1:8001"));
+        assert_eq!(Target::resolve("http://127.0.0.1").unwrap().address, tcp("127.0.0.1:80"));
+        assert_eq!(Target::resolve("http://[::1]:7").unwrap().address, tcp("[::1]:7"));
+        let unix = Target::resolve("unix:/run/e.sock").unwrap();
+        assert_eq!(unix.address, Address::Unix("/run/e.sock".into()));
+        for bad in [
+            "https://a:1",
+            "127.0.0.1:1",
+            "http://",
+            "http://a/b",
+            "http://u@h:1",
+            "unix:e.sock",
+            "unix://h/p",
+        ] {
             assert!(Target::resolve(bad).is_err(), "{bad}");
         }
     }

@@ -9,6 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -28,8 +29,18 @@ pub enum Phase {
     ClientIdle,
     /// For the client to send or to take bytes.
     Client,
-    /// For the engine to send bytes.
-    Engine,
+    /// For a place at an engine.
+    Queue,
+    /// For the first byte of an engine's answer.
+    EngineFirst,
+    /// For the engine's next bytes.
+    EngineNext,
+}
+
+impl Phase {
+    fn is_for_the_client(self) -> bool {
+        matches!(self, Phase::Queue | Phase::EngineFirst | Phase::EngineNext)
+    }
 }
 
 /// Why a socket was shut down.
@@ -39,18 +50,37 @@ pub enum Verdict {
     ClientGone,
     /// A client took too long, with or without a request begun.
     ClientSlow,
-    /// The engine said nothing for too long.
-    EngineSilent,
+    /// The engine said nothing for too long, before its first byte.
+    FirstByteLate,
+    /// The engine said nothing for too long in the middle of its answer.
+    EngineStalled,
+    /// The request as a whole took too long.
+    TooLong,
+    /// The router stops and gives the request up, to go on elsewhere where that can be done.
+    Drained,
 }
 
-/// One connection under watch.
+/// What stands at the client's end of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientEnd {
+    /// A connection of its own.
+    Plain(RawFd),
+    /// A connection of its own, under TLS.
+    Tls(RawFd),
+    /// One stream of an HTTP/2 connection: its task says when it is gone.
+    Stream,
+}
+
+/// One connection (or one stream of HTTP/2) under watch.
 #[derive(Debug)]
 pub struct Watch {
-    client: RawFd,
+    client: ClientEnd,
     engine: Cell<Option<RawFd>>,
     phase: Cell<Phase>,
     since: Cell<u64>,
+    begun: Cell<Option<u64>>,
     verdict: Cell<Option<Verdict>>,
+    waker: RefCell<Option<Waker>>,
     place: Cell<usize>,
     ticks: Rc<Cell<u64>>,
 }
@@ -60,6 +90,16 @@ impl Watch {
     pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(self.ticks.get());
+    }
+
+    /// A request begins: its total time counts from here.
+    pub fn begin(&self) {
+        self.begun.set(Some(self.ticks.get()));
+    }
+
+    /// The request is over.
+    pub fn end(&self) {
+        self.begun.set(None);
     }
 
     /// Names the engine's socket; `None` before that socket is closed or given away.
@@ -72,32 +112,84 @@ impl Watch {
         self.verdict.get()
     }
 
-    fn judge(&self, waited: u64, limits: &TickLimits) {
-        let verdict = match self.phase.get() {
-            Phase::Busy => None,
-            Phase::ClientIdle => (waited > limits.client_idle).then_some(Verdict::ClientSlow),
-            Phase::Client => (waited > limits.client).then_some(Verdict::ClientSlow),
-            Phase::Engine if waited > limits.engine => Some(Verdict::EngineSilent),
-            Phase::Engine if waited > 0 && has_hung_up(self.client) => Some(Verdict::ClientGone),
-            Phase::Engine => None,
-        };
-        let Some(verdict) = verdict else { return };
+    /// A verdict on an engine is spent once the request goes on with another one.
+    pub fn forgive_engine(&self) {
+        if matches!(
+            self.verdict.get(),
+            Some(Verdict::FirstByteLate | Verdict::EngineStalled | Verdict::Drained)
+        ) {
+            self.verdict.set(None);
+        }
+    }
+
+    /// Whoever waits for something that is no socket is woken by a verdict.
+    pub fn wake_by_verdict(&self, waker: &Waker) {
+        let mut kept = self.waker.borrow_mut();
+        match kept.as_mut() {
+            Some(old) => old.clone_from(waker),
+            None => *kept = Some(waker.clone()),
+        }
+    }
+
+    /// Notes `verdict` and ends what the task waits on.
+    pub fn condemn(&self, verdict: Verdict) {
+        if self.verdict.get().is_some() {
+            return;
+        }
         self.verdict.set(Some(verdict));
-        let socket = match verdict {
-            Verdict::ClientSlow => Some(self.client),
-            Verdict::ClientGone | Verdict::EngineSilent => self.engine.get(),
+        let socket = match (verdict, self.client) {
+            (Verdict::ClientSlow, ClientEnd::Plain(socket) | ClientEnd::Tls(socket)) => {
+                Some(socket)
+            }
+            (Verdict::ClientSlow, ClientEnd::Stream) => None,
+            _ => self.engine.get(),
         };
         if let Some(socket) = socket {
             // Already closed by the other side: then the read ends without our help.
             let _ = shutdown(socket, Shutdown::Both);
         }
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn judge(&self, now: u64, limits: &TickLimits) -> Option<Verdict> {
+        // A phase entered since the last tick has waited 0 whole ticks.
+        let waited = now.saturating_sub(self.since.get()).saturating_sub(1);
+        let phase = self.phase.get();
+        let late = match phase {
+            Phase::Busy | Phase::Queue => None,
+            Phase::ClientIdle => (waited > limits.client_idle).then_some(Verdict::ClientSlow),
+            Phase::Client => (waited > limits.client).then_some(Verdict::ClientSlow),
+            Phase::EngineFirst => (waited > limits.first_byte).then_some(Verdict::FirstByteLate),
+            Phase::EngineNext => (waited > limits.next_byte).then_some(Verdict::EngineStalled),
+        };
+        let begun = self.begun.get();
+        let too_long = begun.is_some_and(|begun| now.saturating_sub(begun) > limits.request);
+        if late.is_some() {
+            late
+        } else if phase.is_for_the_client() && waited > 0 && has_hung_up(self.client) {
+            Some(Verdict::ClientGone)
+        } else if phase.is_for_the_client() && too_long {
+            Some(Verdict::TooLong)
+        } else {
+            None
+        }
     }
 }
 
-/// Whether the other side closed: a peek that finds the end of the stream.
-fn has_hung_up(socket: RawFd) -> bool {
-    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-        Ok(bytes) => bytes == 0,
+/// Bytes of a TLS 1.3 record that holds an alert and nothing else: type 23, version 3.3, length 19 (two
+/// bytes of alert, one of type, 16 of tag). Nothing that a client may send while it waits looks so.
+const TLS_ALERT_RECORD: [u8; 5] = [23, 3, 3, 0, 19];
+
+/// Whether the other side closed: a peek that finds the end of the stream, or under TLS the notice of
+/// it. A client that ends only its sending side counts as gone too, as with nginx.
+fn has_hung_up(client: ClientEnd) -> bool {
+    let (ClientEnd::Plain(socket) | ClientEnd::Tls(socket)) = client else { return false };
+    let mut seen = [0; TLS_ALERT_RECORD.len()];
+    match recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(0) => true,
+        Ok(_) => matches!(client, ClientEnd::Tls(_)) && seen == TLS_ALERT_RECORD,
         Err(Errno::EAGAIN | Errno::EINTR) => false,
         Err(_) => true,
     }
@@ -108,7 +200,9 @@ fn has_hung_up(socket: RawFd) -> bool {
 struct TickLimits {
     client_idle: u64,
     client: u64,
-    engine: u64,
+    first_byte: u64,
+    next_byte: u64,
+    request: u64,
 }
 
 /// All connections of one core.
@@ -129,19 +223,23 @@ impl Watchdog {
             limits: TickLimits {
                 client_idle: ticks(limits.client_idle_s_max),
                 client: ticks(limits.client_stall_s_max),
-                engine: ticks(limits.engine_silence_s_max),
+                first_byte: ticks(limits.first_byte_s_max),
+                next_byte: ticks(limits.inter_token_s_max),
+                request: ticks(limits.request_s_max),
             },
         }
     }
 
-    /// Registers a client's socket; drop the registration before the socket is closed.
-    pub fn register(self: &Rc<Self>, client: RawFd) -> Registration {
+    /// Registers a client; drop the registration before its socket is closed.
+    pub fn register(self: &Rc<Self>, client: ClientEnd) -> Registration {
         let mut watches = self.watches.borrow_mut();
         let watch = Rc::new(Watch {
             client,
             engine: Cell::new(None),
             phase: Cell::new(Phase::ClientIdle),
             since: Cell::new(self.ticks.get()),
+            begun: Cell::new(None),
+            waker: RefCell::default(),
             verdict: Cell::new(None),
             place: Cell::new(watches.len()),
             ticks: Rc::clone(&self.ticks),
@@ -165,19 +263,29 @@ impl Watchdog {
         let now = self.ticks.get() + 1;
         self.ticks.set(now);
         for watch in self.watches.borrow().iter() {
-            if watch.verdict.get().is_none() {
-                // A phase entered since the last tick has waited 0 whole ticks.
-                watch.judge((now - watch.since.get()).saturating_sub(1), &self.limits);
+            if watch.verdict.get().is_none()
+                && let Some(verdict) = watch.judge(now, &self.limits)
+            {
+                watch.condemn(verdict);
             }
         }
     }
 
     /// Ends every connection that waits for its next request, as at the end of a drain.
     pub fn close_idle(&self) {
+        self.condemn_where(Verdict::ClientSlow, |phase| phase == Phase::ClientIdle);
+    }
+
+    /// Takes every running request from its engine, as when the time to drain is over: streams that
+    /// can go on elsewhere do.
+    pub fn give_up_engines(&self) {
+        self.condemn_where(Verdict::Drained, Phase::is_for_the_client);
+    }
+
+    fn condemn_where(&self, verdict: Verdict, chosen: impl Fn(Phase) -> bool) {
         for watch in self.watches.borrow().iter() {
-            if watch.phase.get() == Phase::ClientIdle {
-                watch.verdict.set(Some(Verdict::ClientSlow));
-                let _ = shutdown(watch.client, Shutdown::Both);
+            if chosen(watch.phase.get()) {
+                watch.condemn(verdict);
             }
         }
     }
@@ -219,7 +327,7 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
@@ -229,7 +337,9 @@ mod tests {
         Limits {
             client_idle_s_max: 1,
             client_stall_s_max: 2,
-            engine_silence_s_max: 3,
+            first_byte_s_max: 3,
+            inter_token_s_max: 4,
+            request_s_max: 5,
             ..Limits::default()
         }
     }
@@ -245,19 +355,20 @@ mod tests {
         for (phase, limit, verdict) in [
             (Phase::ClientIdle, 20, Verdict::ClientSlow),
             (Phase::Client, 40, Verdict::ClientSlow),
-            (Phase::Engine, 60, Verdict::EngineSilent),
+            (Phase::EngineFirst, 60, Verdict::FirstByteLate),
+            (Phase::EngineNext, 80, Verdict::EngineStalled),
         ] {
             let (client, _far_client) = UnixStream::pair().unwrap();
             let (engine, _far_engine) = UnixStream::pair().unwrap();
             let watchdog = Rc::new(Watchdog::new(&limits()));
-            let watch = watchdog.register(client.as_raw_fd());
+            let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
             watch.set_engine(Some(engine.as_raw_fd()));
             watch.enter(phase);
             ticks(&watchdog, limit + 1);
             assert_eq!(watch.verdict(), None, "{phase:?}");
             ticks(&watchdog, 1);
             assert_eq!(watch.verdict(), Some(verdict), "{phase:?}");
-            let mut shut = if phase == Phase::Engine { &engine } else { &client };
+            let mut shut = if phase.is_for_the_client() { &engine } else { &client };
             assert_eq!(shut.read(&mut [0; 8]).unwrap(), 0, "the waiting read ends");
         }
     }
@@ -267,9 +378,9 @@ mod tests {
         let (client, far_client) = UnixStream::pair().unwrap();
         let (engine, mut far_engine) = UnixStream::pair().unwrap();
         let watchdog = Rc::new(Watchdog::new(&limits()));
-        let watch = watchdog.register(client.as_raw_fd());
+        let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
         watch.set_engine(Some(engine.as_raw_fd()));
-        watch.enter(Phase::Engine);
+        watch.enter(Phase::EngineNext);
         ticks(&watchdog, 5);
         assert_eq!(watch.verdict(), None);
         drop(far_client);
@@ -279,10 +390,41 @@ mod tests {
     }
 
     #[test]
+    fn under_tls_the_notice_of_the_end_is_enough() {
+        let (client, mut far_client) = UnixStream::pair().unwrap();
+        let watchdog = Rc::new(Watchdog::new(&limits()));
+        let watch = watchdog.register(ClientEnd::Tls(client.as_raw_fd()));
+        watch.enter(Phase::EngineFirst);
+        far_client.write_all(&[23, 3, 3, 0]).unwrap();
+        ticks(&watchdog, 5);
+        assert_eq!(watch.verdict(), None, "the beginning of some record");
+        far_client.write_all(&[19, 1, 2, 3]).unwrap();
+        ticks(&watchdog, 1);
+        assert_eq!(watch.verdict(), Some(Verdict::ClientGone));
+    }
+
+    #[test]
+    fn a_request_as_a_whole_has_a_limit_too() {
+        let (client, _far_client) = UnixStream::pair().unwrap();
+        let watchdog = Rc::new(Watchdog::new(&limits()));
+        let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
+        watch.begin();
+        for _ in 0..100 {
+            watch.enter(Phase::EngineNext);
+            ticks(&watchdog, 1);
+            assert_eq!(watch.verdict(), None);
+        }
+        watch.enter(Phase::EngineNext);
+        ticks(&watchdog, 1);
+        assert_eq!(watch.verdict(), Some(Verdict::TooLong));
+    }
+
+    #[test]
     fn registrations_come_and_go_in_any_order() {
         let (client, _far) = UnixStream::pair().unwrap();
         let watchdog = Rc::new(Watchdog::new(&limits()));
-        let mut all: Vec<_> = (0..5).map(|_| watchdog.register(client.as_raw_fd())).collect();
+        let mut all: Vec<_> =
+            (0..5).map(|_| watchdog.register(ClientEnd::Plain(client.as_raw_fd()))).collect();
         for at in [1, 3, 0, 1, 0] {
             drop(all.remove(at));
         }

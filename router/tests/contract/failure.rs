@@ -174,7 +174,7 @@ fn a_client_that_hangs_up_stops_the_engine() {
 fn a_silent_engine_is_given_up_with_504() {
     let engine =
         Engine::start(|_, stream| matches!(stream.read(&mut [0; 16]), Ok(read) if read > 0));
-    let router = Router::start("[router.limits]\nengine_silence_s_max = 1\n", &worker(&engine, 1));
+    let router = Router::start("[router.limits]\nfirst_byte_s_max = 1\n", &worker(&engine, 1));
     let answer = router.client().post(CHAT, "", &chat("x"));
     assert_eq!((answer.status, answer.error()["code"].as_str()), (504, Some("engine_timeout")));
 }
