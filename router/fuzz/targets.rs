@@ -5,6 +5,7 @@ use router::http::body::{BodyScanner, Framing};
 use router::http::head::{parse_request, parse_response};
 use router::openai::Endpoint;
 use router::parse::{self, Prompt};
+use router::trace::context::{TraceContext, tracestate};
 use router::usage::Tail;
 
 /// A request head: its ranges lie within the bytes.
@@ -64,5 +65,17 @@ pub fn call(bytes: &[u8]) {
             Prompt::Tokens(tokens) => assert!(bytes[tokens].starts_with(b"[")),
             Prompt::Many => {}
         }
+    }
+}
+
+/// A `traceparent`: what is read is what stands there, and is read again from what is written.
+pub fn traceparent(bytes: &[u8]) {
+    if let Some(context) = TraceContext::parse(bytes) {
+        let written = context.traceparent();
+        assert_eq!(written[3..52], bytes[3..52]);
+        assert_eq!(TraceContext::parse(&written), Some(context));
+    }
+    if let Some(state) = tracestate(bytes) {
+        assert_eq!(state.as_bytes(), bytes);
     }
 }

@@ -41,6 +41,7 @@ pub mod stats;
 pub mod stream;
 pub mod tls;
 pub mod tokenize;
+pub mod trace;
 pub mod upstream;
 pub mod usage;
 pub mod watch;

@@ -32,3 +32,8 @@ fn chunks() {
 fn calls() {
     replay("call", targets::call);
 }
+
+#[test]
+fn traceparents() {
+    replay("traceparent", targets::traceparent);
+}
