@@ -10,6 +10,7 @@
 //! It never imports `kvstore`, and knows control only by the frames of `dataplane::wire`.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admit;
 pub mod authenticate;
 pub mod candidates;
