@@ -28,6 +28,7 @@ pub mod http2;
 pub mod index;
 pub mod local;
 pub mod openai;
+pub mod openmetrics;
 pub mod parse;
 pub mod pick;
 pub mod probe;
