@@ -8,6 +8,7 @@
 //!
 //! Which status a refusal gets is decided where errors become answers.
 
+mod caller;
 pub mod certificate;
 #[cfg(test)]
 mod issuer;
@@ -19,22 +20,22 @@ pub mod reload;
 pub mod scope;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use certificate::CertificateError;
+pub use caller::{Caller, Credential, Denied, IdentityError};
 use jwks::{Found, Jwks, JwksError};
 use jwt::{JwtConfig, TokenError, Verifier};
 use key::{KeyFile, KeyFileError, KeyHash, hash_key, hash_parts};
 pub use recent::IdentityCache;
 pub use reload::ReloadError;
 use reload::Stamp;
-use scope::{Scope, Scopes};
+use scope::Scopes;
 
-use crate::tenant::{Tenant, TenantConfig, Tenants};
+use crate::tenant::{TenantConfig, Tenants};
 
 /// `[router.identity]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -76,139 +77,6 @@ impl IdentityConfig {
     }
 }
 
-/// What a peer shows to be let in.
-#[derive(Clone, Copy)]
-pub enum Credential<'a> {
-    /// `Authorization: Bearer …`: an API key or a token.
-    Bearer(&'a str),
-    /// The client certificate of the connection, in DER, verified by rustls.
-    Certificate(&'a [u8]),
-    /// Nothing, from this machine.
-    Loopback,
-    /// Nothing.
-    None,
-}
-
-/// Somebody known.
-#[derive(Debug)]
-pub struct Caller {
-    /// Whom limits and shares are counted for.
-    pub tenant: Arc<Tenant>,
-    /// What the credential is good for.
-    pub scopes: Scopes,
-    /// What logs call the caller: `key:<id>`, `jwt:<sub>`, `cert:<name>` or `local`. Never a secret.
-    pub subject: String,
-}
-
-impl Caller {
-    /// Whether it may send a request to that endpoint for that model. An empty model is not checked:
-    /// some endpoints have none.
-    ///
-    /// # Errors
-    /// [`Denied`].
-    pub fn may(&self, endpoint_name: &str, model: &str) -> Result<(), Denied> {
-        self.check(Scope::of_endpoint(endpoint_name))?;
-        if model.is_empty() || self.tenant.allows_model(model) {
-            Ok(())
-        } else {
-            Err(Denied::Model)
-        }
-    }
-
-    /// Whether it may see and change the router itself: credential and tenant must both say so.
-    ///
-    /// # Errors
-    /// [`Denied`].
-    pub fn may_admin(&self) -> Result<(), Denied> {
-        self.check(Scope::Admin)
-    }
-
-    fn check(&self, scope: Scope) -> Result<(), Denied> {
-        if !self.scopes.has(scope) {
-            Err(Denied::Scope(scope))
-        } else if !self.tenant.allows(scope) {
-            Err(Denied::Tenant(scope))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// A known caller who may not do this. 403.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// The key or token is not good for it.
-    #[error("this credential does not have the scope {:?}", .0.as_str())]
-    Scope(Scope),
-    /// The tenant may not use the endpoint.
-    #[error("this tenant may not use {:?} endpoints", .0.as_str())]
-    Tenant(Scope),
-    /// The tenant may not use the model.
-    #[error("this tenant may not use this model")]
-    Model,
-}
-
-impl Denied {
-    /// A label for metrics.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Denied::Scope(_) => "scope",
-            Denied::Tenant(_) => "endpoint",
-            Denied::Model => "model",
-        }
-    }
-}
-
-/// Why a caller is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
-    /// No credential where one is needed. 401.
-    #[error("no credential was sent; send Authorization: Bearer <key>")]
-    Missing,
-    /// No such API key. 401.
-    #[error("this API key is not known")]
-    UnknownKey,
-    /// Key, token or certificate is past its time. 401.
-    #[error("this credential has expired")]
-    Expired,
-    /// A token that cannot be accepted. 401.
-    #[error("this token {0}")]
-    BadToken(TokenError),
-    /// A certificate that names nobody. 403.
-    #[error("this client certificate {0}")]
-    BadCertificate(CertificateError),
-    /// Known, but of no tenant. 403.
-    #[error("this caller belongs to no tenant")]
-    NoTenant,
-    /// The issuer's keys are not here, or are being fetched: try again in a moment. 503.
-    #[error("the keys of the token issuer are not available yet")]
-    KeysUnavailable,
-}
-
-impl IdentityError {
-    /// A label for metrics.
-    pub fn reason(self) -> &'static str {
-        match self {
-            IdentityError::Missing => "missing",
-            IdentityError::UnknownKey => "unknown_key",
-            IdentityError::Expired => "expired",
-            IdentityError::BadToken(_) => "bad_token",
-            IdentityError::BadCertificate(_) => "bad_certificate",
-            IdentityError::NoTenant => "no_tenant",
-            IdentityError::KeysUnavailable => "keys_unavailable",
-        }
-    }
-}
-
-impl From<TokenError> for IdentityError {
-    fn from(error: TokenError) -> Self {
-        match error {
-            TokenError::Expired => IdentityError::Expired,
-            error => IdentityError::BadToken(error),
-        }
-    }
-}
-
 /// A key of the table.
 struct Key {
     caller: Arc<Caller>,
@@ -227,9 +95,19 @@ struct State {
 /// What the state was made of, for the one who makes the next.
 struct Source {
     file: KeyFile,
+    /// Of the text that was read last, good or not.
+    hash: KeyHash,
     /// `None`: it could not be read when last tried.
-    seen: Option<Stamp>,
+    seen: Option<Seen>,
     looked_s: u64,
+}
+
+/// A file as it was when it was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    stamp: Stamp,
+    /// The stamp alone says whether the file is still the same.
+    is_settled: bool,
 }
 
 struct Tokens {
@@ -253,10 +131,14 @@ impl Identity {
     /// [`ReloadError`]: what is wrong and where.
     pub fn open(config: &IdentityConfig, tenants: &[TenantConfig]) -> Result<Self, ReloadError> {
         let tenants = Tenants::build(tenants, None).map_err(ReloadError::Tenants)?;
-        let (seen, file) = match &config.api_keys_file {
-            Some(path) => reload::key_file(path).map(|(stamp, file)| (Some(stamp), file))?,
-            None => (None, KeyFile::default()),
-        };
+        let mut source =
+            Source { file: KeyFile::default(), hash: [0; 32], seen: None, looked_s: 0 };
+        if let Some(path) = &config.api_keys_file {
+            let (stamp, text) = reload::text(path)?;
+            source.file = KeyFile::parse(path, &text)?;
+            source.hash = hash_key(&text);
+            source.seen = Some(Seen { stamp, is_settled: false });
+        }
         let tokens = match &config.jwt {
             Some(jwt) => {
                 let verifier = Verifier::new(jwt).map_err(ReloadError::Jwt)?;
@@ -265,11 +147,11 @@ impl Identity {
             }
             None => None,
         };
-        let state = State::build(0, Arc::new(tenants), &file)?;
+        let state = State::build(0, Arc::new(tenants), &source.file)?;
         Ok(Identity {
             config: config.clone(),
             state: ArcSwap::from_pointee(state),
-            source: Mutex::new(Source { file, seen, looked_s: 0 }),
+            source: Mutex::new(source),
             tokens,
         })
     }
@@ -367,20 +249,11 @@ impl Identity {
             return Ok(false);
         }
         source.looked_s = now_unix_s;
-        let stamp = match Stamp::of(path) {
-            Ok(stamp) if source.seen == Some(stamp) => return Ok(false),
-            Ok(stamp) => stamp,
-            Err(_) if source.seen.is_none() => return Ok(false),
-            Err(error) => {
-                source.seen = None;
-                return Err(ReloadError::Read { path: path.clone(), error });
-            }
-        };
-        source.seen = Some(stamp);
-        let (stamp, file) = reload::key_file(path)?;
-        source.seen = Some(stamp);
+        let Some(text) = source.read_if_changed(path, now_unix_s)? else { return Ok(false) };
+        let file = KeyFile::parse(path, &text)?;
         let now = self.state.load();
-        self.state.store(Arc::new(State::build(now.version + 1, Arc::clone(&now.tenants), &file)?));
+        let state = State::build(now.version + 1, Arc::clone(&now.tenants), &file)?;
+        self.state.store(Arc::new(state));
         source.file = file;
         Ok(true)
     }
@@ -390,11 +263,13 @@ impl Identity {
     /// # Errors
     /// [`ReloadError`]; the tenants before stay in force.
     pub fn replace_tenants(&self, tenants: &[TenantConfig]) -> Result<(), ReloadError> {
-        let source = lock(&self.source);
+        let mut source = lock(&self.source);
         let now = self.state.load();
         let tenants = Tenants::build(tenants, Some(&now.tenants)).map_err(ReloadError::Tenants)?;
         let state = State::build(now.version + 1, Arc::new(tenants), &source.file)?;
         self.state.store(Arc::new(state));
+        // A file that was refused for want of a tenant is to be looked at again.
+        (source.seen, source.hash) = (None, [0; 32]);
         Ok(())
     }
 
@@ -429,6 +304,27 @@ impl Identity {
     /// Whether tokens can be verified, as far as any are accepted.
     pub fn has_keys(&self, now_unix_s: u64) -> bool {
         self.tokens.as_ref().is_none_or(|tokens| lock(&tokens.keys).is_fresh(now_unix_s))
+    }
+}
+
+impl Source {
+    /// The text of the key file, if it is another than the one read last. What cannot be read is an
+    /// error once, until it can be read again.
+    fn read_if_changed(&mut self, path: &Path, now_s: u64) -> Result<Option<String>, ReloadError> {
+        let stamp = match Stamp::of(path) {
+            Ok(stamp) if self.seen == Some(Seen { stamp, is_settled: true }) => return Ok(None),
+            Ok(stamp) => stamp,
+            Err(_) if self.seen.is_none() => return Ok(None),
+            Err(error) => {
+                self.seen = None;
+                return Err(ReloadError::Read { path: path.to_owned(), error });
+            }
+        };
+        self.seen = Some(Seen { stamp, is_settled: true });
+        let (stamp, text) = reload::text(path)?;
+        self.seen = Some(Seen { stamp, is_settled: stamp.is_settled(now_s) });
+        let hash = hash_key(&text);
+        Ok((std::mem::replace(&mut self.hash, hash) != hash).then_some(text))
     }
 }
 

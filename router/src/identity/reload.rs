@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::identity::key::{KEY_FILE_BYTES_MAX, KeyFile, KeyFileError};
+use crate::identity::key::{KEY_FILE_BYTES_MAX, KeyFileError};
 
 /// Why keys or tenants could not be taken. Those in force before stay.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,12 @@ impl Stamp {
     pub fn of(path: &Path) -> io::Result<Stamp> {
         Ok(Stamp::from(&std::fs::metadata(path)?))
     }
+
+    /// Whether the file could not change any more without its stamp changing too. File systems count
+    /// time in ticks of some milliseconds, so of two writes in one tick the second cannot be seen.
+    pub fn is_settled(&self, now_unix_s: u64) -> bool {
+        i64::try_from(now_unix_s).is_ok_and(|now_s| now_s > self.changed.0.saturating_add(1))
+    }
 }
 
 impl From<&Metadata> for Stamp {
@@ -66,11 +72,11 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// Reads a key file. Its stamp is from before, so a write while it is read is seen next time.
+/// The text of a key file. Its stamp is from before, so a write while it is read is seen next time.
 ///
 /// # Errors
 /// [`ReloadError`].
-pub fn key_file(path: &Path) -> Result<(Stamp, KeyFile), ReloadError> {
+pub fn text(path: &Path) -> Result<(Stamp, String), ReloadError> {
     let failed = |error| ReloadError::Read { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
     let stamp = Stamp::from(&file.metadata().map_err(failed)?);
@@ -80,5 +86,5 @@ pub fn key_file(path: &Path) -> Result<(Stamp, KeyFile), ReloadError> {
     if text.len() as u64 > KEY_FILE_BYTES_MAX {
         return Err(ReloadError::TooLong { path: path.to_owned() });
     }
-    Ok((stamp, KeyFile::parse(path, &text)?))
+    Ok((stamp, text))
 }

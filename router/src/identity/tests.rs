@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::identity::certificate::CertificateError;
 use crate::identity::issuer::{self, Issuer};
+use crate::identity::scope::Scope;
 
 const NOW_S: u64 = 1_800_000_000;
 const KEY: &str = "cgn-0123456789abcdef0123456789abcdef";
@@ -157,7 +159,7 @@ fn a_key_file_that_is_wrong_at_the_start_is_an_error_with_its_place() {
 fn a_changed_key_file_is_taken_and_a_broken_one_is_reported_once() {
     let mut world = World::new(&line("one", "tenant=acme"), &[tenant("acme")]);
     assert!(!world.identity.reload(NOW_S).unwrap());
-    std::fs::write(&world.path, line("two", "tenant=acme")).unwrap();
+    std::fs::write(&world.path, line("two", "tenant=acme id=2")).unwrap();
     // Not looked at again so soon.
     assert!(!world.identity.reload(NOW_S + 4).unwrap());
     assert!(world.identity.reload(NOW_S + 5).unwrap());
@@ -176,6 +178,22 @@ fn a_changed_key_file_is_taken_and_a_broken_one_is_reported_once() {
 }
 
 #[test]
+fn a_second_write_within_one_tick_of_the_clock_is_not_missed() {
+    let mut world = World::new(&line("one", "tenant=acme"), &[tenant("acme")]);
+    let now_s = std::fs::metadata(&world.path).unwrap().modified().unwrap();
+    let now_s = now_s.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for (at_s, key) in [(0, "two"), (5, "six"), (10, "ten")] {
+        // Of the same length, and with the time the first had.
+        let file = std::fs::File::options().write(true).truncate(true).open(&world.path).unwrap();
+        std::io::Write::write_all(&mut &file, line(key, "tenant=acme").as_bytes()).unwrap();
+        assert!(world.identity.reload(now_s - 10 + at_s).unwrap());
+        world.bearer(key).unwrap();
+    }
+    assert!(!world.identity.reload(now_s + 60).unwrap());
+    assert!(!world.identity.reload(now_s + 120).unwrap());
+}
+
+#[test]
 fn tenants_can_be_replaced_and_keep_their_counts() {
     let mut world = World::new(&line(KEY, "tenant=acme"), &[tenant("acme")]);
     let before = world.bearer(KEY).unwrap();
@@ -186,6 +204,13 @@ fn tenants_can_be_replaced_and_keep_their_counts() {
     assert!(after.tenant.meter.begin(NOW_S * 1_000).is_err());
     before.tenant.meter.release();
     after.tenant.meter.begin(NOW_S * 1_000).unwrap();
+    // A key file that names a tenant to come is taken when that is there.
+    std::fs::write(&world.path, line(KEY, "tenant=acme") + &line("new", "tenant=new")).unwrap();
+    assert!(matches!(world.identity.reload(NOW_S), Err(ReloadError::Line(_))));
+    assert!(!world.identity.reload(NOW_S + 5).unwrap());
+    world.identity.replace_tenants(&[tenant("acme"), tenant("new")]).unwrap();
+    assert!(world.identity.reload(NOW_S + 10).unwrap());
+    assert_eq!(world.bearer("new").unwrap().tenant.name, "new");
     // A tenant with keys cannot go.
     let error = world.identity.replace_tenants(&[]).unwrap_err().to_string();
     assert!(error.contains("keys:1: tenant \"acme\""), "{error}");
