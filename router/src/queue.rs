@@ -224,7 +224,7 @@ impl WaitingRoom {
 
     /// Tokens that would go before `entry` if it came in now (at its `arrived_ms`): all of its own
     /// tenant that stand before it, and of each other tenant the share its weight earns meanwhile.
-    /// Off by at most one turn of each other tenant. `O(entries)`: for arrivals, not for each turn.
+    /// Off by a turn or two of each other tenant. `O(entries)`: for arrivals, not for each turn.
     pub fn tokens_ahead_of(&self, entry: &Waiting) -> u64 {
         let place = Place::of(entry, self.pushed + 1, self.config.age_doubles_ms);
         let own = self.ring.find(&entry.tenant).map_or(0, |tenant| tenant.tokens_before(&place));

@@ -59,8 +59,10 @@ impl OutlierConfig {
         if !share(self.ejected_share_max) {
             return Some(("outlier.ejected_share_max", "must be between 0 and 1"));
         }
-        let ratio = self.latency_ratio_max;
-        (!(ratio > 1.0)).then_some(("outlier.latency_ratio_max", "must be above 1"))
+        if !self.latency_ratio_max.is_finite() || self.latency_ratio_max <= 1.0 {
+            return Some(("outlier.latency_ratio_max", "must be above 1"));
+        }
+        None
     }
 }
 
