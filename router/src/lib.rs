@@ -42,6 +42,7 @@ pub mod read;
 pub mod relay;
 pub mod reply;
 pub mod request;
+pub mod resume;
 pub mod retry;
 pub mod server;
 pub mod shard;
