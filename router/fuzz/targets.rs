@@ -5,6 +5,9 @@ use router::http::body::{BodyScanner, Framing};
 use router::http::head::{parse_request, parse_response};
 use router::openai::Endpoint;
 use router::parse::{self, Prompt};
+use router::resume::events::{EVENT_BYTES_MAX, Events};
+use router::resume::object::Object;
+use router::resume::{Rewriter, Tape, Transcript};
 use router::trace::context::{TraceContext, tracestate};
 use router::usage::Tail;
 
@@ -77,5 +80,48 @@ pub fn traceparent(bytes: &[u8]) {
     }
     if let Some(state) = tracestate(bytes) {
         assert_eq!(state.as_bytes(), bytes);
+    }
+}
+
+/// An event stream: cut anywhere, its events are the same; what went onto the tape comes off it; what
+/// a rewriter writes can be read. The first byte says where the stream is cut and the engine dies.
+pub fn sse(bytes: &[u8]) {
+    let Some((at, stream)) = bytes.split_first() else { return };
+    let at = usize::from(*at).min(stream.len());
+    let (mut whole, mut events) = (Events::default(), Vec::new());
+    whole.push(stream, |event| events.push(event.to_vec()));
+    assert!(whole.incomplete_bytes() <= EVENT_BYTES_MAX);
+    let (mut single, mut tape, mut at_event) = (Events::default(), Tape::default(), 0);
+    for byte in stream {
+        tape.push(std::slice::from_ref(byte));
+        single.push(std::slice::from_ref(byte), |event| {
+            assert_eq!(events.get(at_event).map(Vec::as_slice), Some(event));
+            at_event += 1;
+        });
+    }
+    // A lone CR is seen at once where it comes alone, and later where its event is whole.
+    assert!(single.has_given_up() || at_event == events.len());
+    if tape.is_whole() {
+        let mut left = events.iter();
+        tape.replay(|event| assert!(left.any(|one| one == event)));
+        assert_eq!(tape.incomplete_bytes(), whole.incomplete_bytes());
+    }
+    for endpoint in [Endpoint::Chat, Endpoint::Completions] {
+        let mut tape = Tape::default();
+        tape.push(&stream[..at]);
+        let Ok(sent) = Transcript::read(endpoint, &tape) else { continue };
+        for mut rewriter in
+            [Rewriter::replay(endpoint, &sent), Rewriter::continuation(endpoint, &sent)]
+        {
+            let mut out = Vec::new();
+            let _ = rewriter.push(stream, &mut out);
+            let mut written = Events::default();
+            written.push(&out, |event| {
+                let data = router::resume::events::data(event);
+                let is_json = || Object::read(data.bytes().trim_ascii()).is_some();
+                assert!(event.starts_with(b":") || data.bytes() == b"[DONE]" || is_json());
+            });
+            assert_eq!(written.incomplete_bytes(), 0);
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! ([`Tape::incomplete_bytes`]) until its end is there, and drops it when the engine dies.
 
 pub mod asked;
+mod chunk;
 pub mod continuation;
 pub mod events;
 pub mod object;

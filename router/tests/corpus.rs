@@ -37,3 +37,8 @@ fn calls() {
 fn traceparents() {
     replay("traceparent", targets::traceparent);
 }
+
+#[test]
+fn event_streams() {
+    replay("sse", targets::sse);
+}

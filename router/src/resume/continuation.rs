@@ -6,8 +6,8 @@
 //!   the same again (greedy, seeded), keeps grammars, tools, reasoning and the engine's own counts, and
 //!   notices where the words differ. It costs the tokens sent a second time.
 //! * *Continue* gives the engine what was said and lets it go on. It costs one prefill. KV of a prefill
-//!   is not, to the last bit, KV of decoding: SmolLM2 on llama.cpp went on with other words after 9 of
-//!   50 cuts, even from exact token ids, and after none of 40 replays.
+//!   is not, to the last bit, KV of decoding: SmolLM2 on llama.cpp went on with other words after 8 of
+//!   50 cuts, after 9 of 50 where it was given the exact token ids, and after none of 40 replays.
 //!
 //! So engines whose numbers do not depend on their load replay where they can; vLLM and SGLang, whose
 //! batches change the numbers anyway and whose answers are long, continue where they can.
@@ -62,8 +62,8 @@ pub enum Plan<'a> {
     /// The answer was complete: these bytes end the stream. A usage event that was still to come is
     /// lost with the engine that counted.
     Finish(&'static [u8]),
-    /// Ask another worker. Where the first way's answer differs from what was sent
-    /// ([`crate::resume::rewrite::Broken::Deviated`]) the next is tried; there are at most two.
+    /// Ask another worker. Where it refuses the first way, or its answer differs from what was sent
+    /// ([`crate::resume::Broken::Deviated`]), the next is tried; there are one or two.
     Ask(Vec<Ask<'a>>),
 }
 

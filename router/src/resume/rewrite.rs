@@ -282,7 +282,8 @@ impl Rewriter {
             changes.push(("usage", usage.as_deref()));
         }
         out.extend_from_slice(b"data: ");
-        out.extend_from_slice(chunk.with(&changes).as_bytes());
+        // Data of several lines: between the values of JSON a space does as well.
+        out.extend_from_slice(chunk.with(&changes).replace(['\n', '\r'], " ").as_bytes());
         out.extend_from_slice(b"\n\n");
     }
 

@@ -1,9 +1,9 @@
 //! What a client was already told, read off the tape when an engine has died.
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::openai::Endpoint;
+use crate::resume::chunk::{Choice, Chunk};
 use crate::resume::events::data;
 use crate::resume::tape::Tape;
 
@@ -73,6 +73,19 @@ impl Unsafe {
 pub struct Identity {
     /// `id`, `created`, `model`, `system_fingerprint`, as far as the first event had them.
     pub fields: Vec<(&'static str, String)>,
+}
+
+impl Identity {
+    fn of(chunk: &Chunk<'_>) -> Self {
+        let fields = [
+            ("id", chunk.id),
+            ("created", chunk.created),
+            ("model", chunk.model),
+            ("system_fingerprint", chunk.system_fingerprint),
+        ];
+        let given = |(name, raw): (_, Option<&RawValue>)| Some((name, raw?.get().to_owned()));
+        Identity { fields: fields.into_iter().filter_map(given).collect() }
+    }
 }
 
 /// What was sent of one stream.
@@ -152,7 +165,7 @@ impl Transcript {
             return Err(Unsafe::EngineError);
         }
         if self.identity.fields.is_empty() {
-            self.identity = chunk.identity();
+            self.identity = Identity::of(&chunk);
         }
         if let Some(ids) = chunk.prompt_token_ids {
             self.prompt_token_ids = Some(ids);
@@ -206,81 +219,6 @@ impl Transcript {
         }
         Ok(())
     }
-}
-
-#[derive(Deserialize)]
-struct Chunk<'a> {
-    #[serde(borrow, default)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    created: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    system_fingerprint: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-    #[serde(borrow)]
-    choices: Vec<Choice<'a>>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    timings: Option<Timings>,
-    #[serde(default)]
-    prompt_token_ids: Option<Vec<u64>>,
-}
-
-impl Chunk<'_> {
-    fn identity(&self) -> Identity {
-        let fields = [
-            ("id", self.id),
-            ("created", self.created),
-            ("model", self.model),
-            ("system_fingerprint", self.system_fingerprint),
-        ];
-        let given = |(name, raw): (_, Option<&RawValue>)| Some((name, raw?.get().to_owned()));
-        Identity { fields: fields.into_iter().filter_map(given).collect() }
-    }
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    index: Option<u64>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(borrow, default)]
-    delta: Option<Delta<'a>>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-    #[serde(borrow, default)]
-    logprobs: Option<&'a RawValue>,
-    #[serde(default, alias = "tokens")]
-    token_ids: Option<Vec<u64>>,
-}
-
-#[derive(Deserialize)]
-struct Delta<'a> {
-    role: Option<String>,
-    content: Option<String>,
-    reasoning_content: Option<String>,
-    reasoning: Option<String>,
-    #[serde(borrow, default)]
-    tool_calls: Option<Vec<&'a RawValue>>,
-    #[serde(borrow, default)]
-    function_call: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    audio: Option<&'a RawValue>,
-    refusal: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    completion_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    predicted_n: Option<u64>,
 }
 
 #[cfg(test)]

@@ -141,6 +141,13 @@ fn completions_are_resumed_with_their_vendor_fields() {
 }
 
 #[test]
+fn data_in_several_lines_becomes_one() {
+    let event = b"data: {\"choices\":[],\r\ndata: \"v\":[1,\ndata:2]}\n\n";
+    let out = rewritten(Rewriter::continuation(Endpoint::Chat, &Transcript::default()), event, 9);
+    assert_eq!(out.unwrap(), "data: {\"choices\":[],\"v\":[1, 2]}\n\n");
+}
+
+#[test]
 fn the_end_is_said_once_and_an_error_is_passed_on() {
     let bytes =
         b"data: {\"error\":{\"message\":\"x\"}}\n\ndata: [DONE]\n\ndata: [DONE]\n\ndata: x\n\n";
