@@ -13,7 +13,7 @@ use crate::resume::transcript::{Identity, Transcript};
 /// Why the second engine's answer cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// It says other words than the first said. Nothing of it went to the client.
+    /// It says other words than the first said, or an error. Nothing of it went to the client but pings.
     #[error("the answer given again differs from what was sent")]
     Deviated,
     /// It is not a stream of OpenAI events.
@@ -108,8 +108,8 @@ impl Rewriter {
         self.done
     }
 
-    /// Whether all that the client has was said again: what comes now is new. Until then nothing was
-    /// written, and another way may be tried.
+    /// Whether all that the client has was said again: what comes now is new. Until then nothing but
+    /// pings was written, and another way may be tried.
     pub fn is_past_what_was_sent(&self) -> bool {
         self.text.is_over() && self.reasoning.is_over()
     }
@@ -117,7 +117,7 @@ impl Rewriter {
     /// Takes payload of the second engine; appends whole events for the client to `out`.
     ///
     /// # Errors
-    /// [`Broken`]. What `out` holds by then may be sent.
+    /// [`Broken`]. What `out` holds by then may be sent: after [`Broken::Deviated`] only pings.
     pub fn push(&mut self, run: &[u8], out: &mut Vec<u8>) -> Result<(), Broken> {
         let mut events = std::mem::take(&mut self.events);
         let mut outcome = Ok(());
@@ -156,11 +156,16 @@ impl Rewriter {
         }
         let chunk = Object::read(bytes).ok_or(Broken::Unreadable)?;
         if chunk.given("error").is_some() {
+            // While nothing is new another way may do better.
+            if !self.is_past_what_was_sent() {
+                return Err(Broken::Deviated);
+            }
             out.extend_from_slice(event);
             return Ok(());
         }
         let choices = chunk.get("choices").and_then(elements).ok_or(Broken::Unreadable)?;
         let choices = match choices.as_slice() {
+            [] if !self.is_past_what_was_sent() => return Ok(()),
             [] => None,
             [choice] => match self.choice(choice)? {
                 None => return Ok(()),
@@ -195,7 +200,8 @@ impl Rewriter {
                 says,
             )
         };
-        if ends && !self.is_past_what_was_sent() {
+        // Something new, or the end, in front of something the client has.
+        if (says || ends) && !self.is_past_what_was_sent() {
             return Err(Broken::Deviated);
         }
         // A cut within an event: its token ids would be those of words the client has.
@@ -231,7 +237,7 @@ impl Rewriter {
             changes.push(("content", Some(string(&new))));
         }
         let has_role = delta.given("role").is_some();
-        if has_role && self.role_sent {
+        if has_role && (self.role_sent || !was_past) {
             changes.push(("role", None));
         } else {
             // An empty delta says nothing, but it is the engine's to send.

@@ -37,7 +37,10 @@ fn sent(events: &[String]) -> Transcript {
 fn rewritten(mut rewriter: Rewriter, bytes: &[u8], cut: usize) -> Result<String, Broken> {
     let mut out = Vec::new();
     for part in bytes.chunks(cut) {
-        rewriter.push(part, &mut out)?;
+        if let Err(error) = rewriter.push(part, &mut out) {
+            assert!(error != Broken::Deviated || out.is_empty(), "it went to the client");
+            return Err(error);
+        }
     }
     Ok(String::from_utf8(out).unwrap())
 }
@@ -75,6 +78,10 @@ fn other_words_and_an_early_end_are_noticed() {
         let second = stream("b", words).concat();
         assert_eq!(rewritten(replay(), second.as_bytes(), 64), Err(Broken::Deviated), "{words:?}");
     }
+    let counted = ["data: {\"choices\":[],\"v\":1}\n\n".to_owned(), stream("b", &["Hi"]).concat()];
+    assert_eq!(rewritten(replay(), counted.concat().as_bytes(), 64), Err(Broken::Deviated));
+    let error = b"data: {\"error\":{\"message\":\"x\"}}\n\n";
+    assert_eq!(rewritten(replay(), error, 64), Err(Broken::Deviated));
     let tool = chunk("b", r#"{"tool_calls":[{"index":0}]}"#, "null");
     assert_eq!(rewritten(replay(), tool.as_bytes(), 64), Err(Broken::Deviated));
     assert_eq!(rewritten(replay(), b"data: [DONE]\n\n", 64), Err(Broken::Deviated));
@@ -162,11 +169,12 @@ proptest! {
     #[test]
     fn hostile_streams_never_panic(
         text in "(data: ?[{}\\[\\]\",:a1 ]{0,24}\n\n){0,4}",
-        deltas in prop::collection::vec("(\\{\\}|\\{\"content\":(\"[ab]{0,3}\"|1|null)\\}|\\{\"role\":\"a\"\\}|7)", 0..5),
+        deltas in prop::collection::vec("(\\{\\}|\\{\"content\":(\"[ab]{0,3}\"|1|null)\\}|\\{\"reasoning\":\"[ab]{0,3}\"\\}|\\{\"role\":\"a\"\\}|7)", 0..5),
         said in "[ab]{0,4}",
+        thought in "[ab]{0,2}",
         cut in 1usize..40,
     ) {
-        let sent = Transcript { text: said, ..Transcript::default() };
+        let sent = Transcript { text: said, reasoning: thought, ..Transcript::default() };
         let events: String = deltas.iter().map(|delta| chunk("x", delta, "null")).collect();
         for bytes in [&text, &events] {
             let out = rewritten(Rewriter::replay(Endpoint::Chat, &sent), bytes.as_bytes(), cut);
