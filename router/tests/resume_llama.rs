@@ -26,9 +26,9 @@ const PROMPTS: [&str; 6] = [
     "Reply only with ten emoji about food, then the word done.",
 ];
 
-fn chat(prompt: &str, temperature: f64) -> Vec<u8> {
+fn chat(prompt: &str) -> Vec<u8> {
     json!({ "model": "m", "messages": [{ "role": "user", "content": prompt }], "stream": true,
-            "stream_options": { "include_usage": true }, "temperature": temperature, "max_tokens": 60 })
+            "stream_options": { "include_usage": true }, "temperature": 0, "max_tokens": 60 })
     .to_string()
     .into_bytes()
 }
@@ -81,7 +81,7 @@ fn greedy_answers_go_on_with_the_same_words_wherever_they_were_cut() {
     let completions = [json!("The three largest rivers of Europe are"), tokens];
     let asked = PROMPTS
         .iter()
-        .map(|prompt| (Endpoint::Chat, chat(prompt, 0.0)))
+        .map(|prompt| (Endpoint::Chat, chat(prompt)))
         .chain(completions.iter().map(|prompt| (Endpoint::Completions, completion(prompt))));
     let mut resumed = 0;
     for (endpoint, body) in asked {
@@ -107,7 +107,7 @@ fn greedy_answers_go_on_with_the_same_words_wherever_they_were_cut() {
 #[test]
 fn a_killed_engine_is_replaced_in_the_middle_of_its_sentence() {
     let Some(mut pair) = Pair::start() else { return };
-    let body = chat(PROMPTS[0], 0.0);
+    let body = chat(PROMPTS[0]);
     let undisturbed = Heard::of(&pair.second.ask(path(Endpoint::Chat), &body));
     let mut stream = pair.first.begin(path(Endpoint::Chat), &body);
     let mut sent = Vec::new();
@@ -130,8 +130,8 @@ fn a_continuation_is_taken_by_the_engine() {
     let Some(pair) = Pair::start() else { return };
     let token_prompt = json!([1, 4093, 198, 20, 3]);
     for (endpoint, body) in [
-        (Endpoint::Chat, chat(PROMPTS[0], 0.7)),
-        (Endpoint::Chat, chat(PROMPTS[4], 0.7)),
+        (Endpoint::Chat, chat(PROMPTS[0])),
+        (Endpoint::Chat, chat(PROMPTS[4])),
         (Endpoint::Completions, completion(&json!("The three largest rivers of Europe are"))),
         (Endpoint::Completions, completion(&token_prompt)),
     ] {

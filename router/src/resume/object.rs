@@ -6,6 +6,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+/// Deeper JSON is not read: a parser that follows each level with a call of its own would run out of
+/// stack. No request or event that can be resumed is as deep.
+const NESTING_MAX: usize = 64;
+
 /// One JSON object, its entries in order.
 #[derive(Debug)]
 pub struct Object<'a> {
@@ -25,7 +29,7 @@ impl<'a> Object<'a> {
     /// Reads the top level of `bytes`. `None` if they are not one JSON object.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?.trim_ascii();
-        if !text.starts_with('{') || !text.ends_with('}') {
+        if !text.starts_with('{') || !text.ends_with('}') || is_too_deep(text) {
             return None;
         }
         let mut entries = Vec::new();
@@ -98,6 +102,21 @@ impl<'a> Object<'a> {
     }
 }
 
+fn is_too_deep(text: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    text.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > NESTING_MAX
+    })
+}
+
 /// `text` as a JSON string, with its quotes.
 pub fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
@@ -163,6 +182,17 @@ mod tests {
             assert!(Object::read(bad.as_bytes()).is_none(), "{bad}");
         }
         assert!(Object::read(b"{\"a\":\"\xff\"}").is_none());
+    }
+
+    #[test]
+    fn what_is_too_deep_is_not_read() {
+        let nested =
+            |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        assert!(Object::read(nested(NESTING_MAX - 1).as_bytes()).is_some());
+        assert!(Object::read(nested(NESTING_MAX).as_bytes()).is_none());
+        assert!(Object::read(nested(100_000).as_bytes()).is_none());
+        let text = format!(r#"{{"a":"\"{}"}}"#, "[".repeat(1000));
+        assert!(Object::read(text.as_bytes()).is_some());
     }
 
     #[test]

@@ -182,23 +182,21 @@ impl Rewriter {
         let choice = Object::read(raw.as_bytes()).ok_or(Broken::Unreadable)?;
         let ends = choice.given("finish_reason").is_some();
         let was_past = self.is_past_what_was_sent();
-        let (changed, says) = if self.endpoint == Endpoint::Chat {
-            let Some(delta) = choice.given("delta") else { return Ok(Some(raw.to_owned())) };
-            let delta = Object::read(delta.as_bytes()).ok_or(Broken::Unreadable)?;
-            let (delta, says) = self.delta(&delta)?;
-            (choice.with(&[("delta", Some(&delta))]), says)
-        } else {
-            let text = text_at(&choice, "text")?;
-            let new = self.new_text(&text)?;
-            let says = !new.is_empty() || (was_past && text.is_empty());
-            let raw = string(&new);
-            (
-                choice.with(&[(
-                    "text",
-                    (new != text).then_some(raw.as_str()).or(choice.get("text")),
-                )]),
-                says,
-            )
+        let (changed, says) = match self.endpoint {
+            Endpoint::Chat => {
+                let delta = Object::read(choice.given("delta").unwrap_or("{}").as_bytes());
+                let (delta, says) = self.delta(&delta.ok_or(Broken::Unreadable)?)?;
+                (choice.with(&[("delta", Some(&delta))]), says)
+            }
+            _ => {
+                let text = text_at(&choice, "text")?;
+                let new = self.new_text(&text)?;
+                let says = !new.is_empty() || (was_past && text.is_empty());
+                match new == text {
+                    true => (raw.to_owned(), says),
+                    false => (choice.with(&[("text", Some(&string(&new)))]), says),
+                }
+            }
         };
         // Something new, or the end, in front of something the client has.
         if (says || ends) && !self.is_past_what_was_sent() {
