@@ -1,12 +1,17 @@
-//! Chained block digests: `digest[i] = BLAKE3(digest[i-1] ‖ block[i])`.
+//! Block digests. `digest[i]` names the whole prefix `[0..=i]`: equal content at another position, under
+//! another model or in another unit (token ids, text) never collides. Only whole blocks are named; the
+//! tail of a prompt that does not fill a block is not.
 //!
-//! `digest[i]` names the whole prefix `[0..=i]`: equal content at another position, under another
-//! model or in another unit (token ids, text) never collides. Only whole blocks are named; the tail
-//! of a prompt that does not fill a block is not.
+//! * Token ids are chained: `digest[i] = BLAKE3(digest[i-1] ‖ block[i])`.
+//! * Text is long and hashed for every request: its blocks are leaves of BLAKE3 trees, see [`of_text`].
 //!
 //! The index keeps the first 16 of the 32 bytes ([`Digest::short`]): with 2^30 blocks in a cluster
 //! the chance of one accidental collision is below 2^-68, and a wrong hit costs a recompute, never a
 //! wrong answer.
+
+mod text;
+
+pub use text::of_text;
 
 /// What a chain is made of. Part of the seed, so the two spaces never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +49,7 @@ pub fn seed(unit: Unit, model: &str, adapter: &str, salt: &str) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(match unit {
         Unit::Tokens => b"cognitora block v1 tokens\0",
-        Unit::Text => b"cognitora block v1 text\0\0\0",
+        Unit::Text => b"cognitora block v2 text\0\0\0",
     });
     for part in [model, adapter, salt] {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -76,20 +81,6 @@ pub fn of_tokens(seed: &Digest, tokens: &[u32], block_tokens: usize) -> Vec<Dige
         digests.push(parent);
     }
     digests
-}
-
-/// One digest per whole block of `block_bytes` bytes of text. A `block_bytes` of 0 gives none.
-pub fn of_text(seed: &Digest, text: &[u8], block_bytes: usize) -> Vec<Digest> {
-    if block_bytes == 0 {
-        return Vec::new();
-    }
-    let mut parent = *seed;
-    text.chunks_exact(block_bytes)
-        .map(|block| {
-            parent = chain(&parent, block);
-            parent
-        })
-        .collect()
 }
 
 #[cfg(test)]
