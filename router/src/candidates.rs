@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::admit::Ticket;
 use crate::cluster::{ModelView, WorkerView};
-use crate::index::Match;
+use crate::index::{Match, WorkerCache};
 use crate::openai::Endpoint;
 use crate::pick::{self, Candidate, Exclusion};
 use crate::shard::Shard;
@@ -59,20 +59,28 @@ pub fn gather(
     tried: &Tried,
 ) -> Vec<(Candidate, Match)> {
     let capability = endpoint.capability();
-    model
+    let excluded: Vec<Option<Exclusion>> = model
         .workers
         .iter()
         .map(|view| {
+            view.exclusion(capability)
+                .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried))
+        })
+        .collect();
+    let asked: Vec<Option<&WorkerCache>> = model
+        .workers
+        .iter()
+        .zip(&excluded)
+        .map(|(view, excluded)| excluded.is_none().then_some(&view.life.cache))
+        .collect();
+    let matches = shard.cluster.index.depths(&prefix.digests, &asked);
+    model
+        .workers
+        .iter()
+        .zip(excluded)
+        .zip(matches)
+        .map(|((view, excluded), matched)| {
             let life = &view.life;
-            let excluded = view
-                .exclusion(capability)
-                .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried));
-            let matched = match excluded {
-                None if !prefix.digests.is_empty() => {
-                    shard.cluster.index.depth(&prefix.digests, &life.cache)
-                }
-                _ => Match::default(),
-            };
             let candidate = Candidate {
                 excluded,
                 prefix_tokens: prefix.tokens_in(matched.blocks),

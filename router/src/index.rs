@@ -9,7 +9,12 @@
 //! at what the engine reports and then follows the evidence, see [`WorkerCache::correct`].
 //!
 //! Because digests are chained and a use of a block is a use of its parents, belief falls with depth:
-//! the depth of a match is a binary search, one probe a step.
+//! the depth of a match is a binary search, one probe a step, and one probe serves all workers.
+//!
+//! Uses are noted once per epoch of the worker's clock, a sixteenth to an eighth of its capacity. A
+//! use notes blocks from the deepest up and stops at the first one noted in this epoch: whoever noted
+//! that one noted its parents too. So a hot prefix costs no writes, and a block may be forgotten early
+//! by one epoch, never more.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -17,6 +22,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use dataplane::digest::Digest;
+
+use self::holders::{Holder, Holders};
+
+mod holders;
 
 /// Locks over the map; a lookup holds one for the time of one probe.
 const STRIPES: usize = 64;
@@ -45,14 +54,7 @@ impl Hasher for DigestHasher {
     }
 }
 
-/// One worker's use of one block.
-#[derive(Clone, Copy, Debug)]
-struct Holder {
-    worker: u32,
-    used_at: u64,
-}
-
-type Stripe = HashMap<u128, Vec<Holder>, BuildHasherDefault<DigestHasher>>;
+type Stripe = HashMap<u128, Holders, BuildHasherDefault<DigestHasher>>;
 
 /// What is believed of one worker's cache. Shared by the cores; all counts are in blocks.
 #[derive(Debug)]
@@ -99,9 +101,17 @@ impl WorkerCache {
         self.capacity.load(Relaxed)
     }
 
-    fn believes(&self, used_at: u64) -> bool {
-        used_at > self.floor.load(Relaxed)
-            && self.clock.load(Relaxed).saturating_sub(used_at) <= self.capacity.load(Relaxed)
+    /// The age of a block used at `used_at`, if it is believed to be there still.
+    fn age_if_believed(&self, used_at: u64) -> Option<u64> {
+        let age = self.clock.load(Relaxed).saturating_sub(used_at);
+        let is_there = used_at > self.floor.load(Relaxed) && age <= self.capacity.load(Relaxed);
+        is_there.then_some(age)
+    }
+
+    /// The length of an epoch as a power of two: 2^n blocks, at most an eighth of the capacity, so
+    /// that it moves rarely while the capacity is learned.
+    fn epoch_log2(&self) -> u32 {
+        (self.capacity.load(Relaxed) / 8).max(1).ilog2()
     }
 
     /// Learns from one answer: blocks of age `age_blocks` were predicted, `held` says whether the
@@ -129,6 +139,41 @@ pub struct Match {
     pub age_blocks: u64,
 }
 
+/// The search for the depth of one worker's match: it lies in `low..=high`.
+struct Search {
+    low: usize,
+    high: usize,
+    matched: Match,
+}
+
+impl Search {
+    fn over(blocks: usize) -> Self {
+        Search { low: 0, high: blocks, matched: Match::default() }
+    }
+
+    /// The block to look at next; `None` when the depth is known. Most prompts share nothing with
+    /// most workers, and one sent again shares all: the first block and the last are asked first.
+    fn probe(&self, blocks: usize) -> Option<usize> {
+        (self.low < self.high).then(|| match (self.low, self.high) {
+            (0, _) => 0,
+            (1, high) if high == blocks => blocks - 1,
+            (low, high) => low + (high - low) / 2,
+        })
+    }
+
+    /// Takes what was found of the block at `probe`: its age, if it is believed to be there.
+    fn learn(&mut self, probe: usize, age_blocks: Option<u64>) {
+        match age_blocks {
+            Some(age_blocks) if probe >= self.low && probe < self.high => {
+                self.low = probe + 1;
+                self.matched = Match { blocks: self.low, age_blocks };
+            }
+            Some(_) => {}
+            None => self.high = self.high.min(probe).max(self.low),
+        }
+    }
+}
+
 /// The map of all blocks.
 pub struct PrefixIndex {
     stripes: Vec<Mutex<Stripe>>,
@@ -149,62 +194,70 @@ impl PrefixIndex {
         self.stripes[digest as usize % STRIPES].lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn used_at(&self, digest: u128, worker: u32) -> Option<u64> {
-        self.stripe(digest).get(&digest)?.iter().find(|h| h.worker == worker).map(|h| h.used_at)
-    }
-
     /// How many leading blocks of `digests` the worker is believed to hold.
     pub fn depth(&self, digests: &[Digest], worker: &WorkerCache) -> Match {
-        let mut matched = Match::default();
-        let (mut low, mut high) = (0, digests.len());
-        // Most prompts share nothing with most workers, or all of what they share: the first block
-        // decides the former with one probe.
-        let mut probe = 0;
-        while low < high {
-            match self.used_at(digests[probe].short(), worker.number) {
-                Some(used_at) if worker.believes(used_at) => {
-                    let age_blocks = worker.clock.load(Relaxed).saturating_sub(used_at);
-                    matched = Match { blocks: probe + 1, age_blocks };
-                    low = probe + 1;
-                }
-                _ => high = probe,
+        self.depths(digests, &[Some(worker)])[0]
+    }
+
+    /// [`PrefixIndex::depth`] of each worker, in their order; no match for those left out (`None`).
+    pub fn depths(&self, digests: &[Digest], workers: &[Option<&WorkerCache>]) -> Vec<Match> {
+        let whole = |worker: &Option<&WorkerCache>| worker.map_or(0, |_| digests.len());
+        let mut searches: Vec<Search> =
+            workers.iter().map(|worker| Search::over(whole(worker))).collect();
+        // Any search's next probe will do: what it finds narrows the others too.
+        while let Some(probe) = searches.iter().find_map(|search| search.probe(digests.len())) {
+            let digest = digests[probe].short();
+            let stripe = self.stripe(digest);
+            let holders = stripe.get(&digest);
+            for (search, worker) in searches.iter_mut().zip(workers) {
+                let Some(worker) = worker else { continue };
+                let used_at = holders.and_then(|holders| holders.used_at(worker.number));
+                search.learn(probe, used_at.and_then(|used_at| worker.age_if_believed(used_at)));
             }
-            probe = low + (high - low) / 2;
         }
-        matched
+        searches.iter().map(|search| search.matched).collect()
     }
 
     /// Counts `digests` as used at the worker now; `matched` says which were believed to be there.
-    ///
-    /// Matched blocks used a moment ago (within a sixteenth of the capacity) are not touched again:
-    /// a hot prefix costs its requests no writes, and its age is off by no more than that.
     pub fn insert(&self, digests: &[Digest], matched: Match, worker: &WorkerCache) {
-        let known = matched.blocks.min(digests.len());
-        let is_fresh = matched.age_blocks <= worker.capacity.load(Relaxed) / 16;
-        let new = (digests.len() - known) as u64;
-        let used_at = worker.clock.fetch_add(new, Relaxed) + new;
-        let from = if is_fresh { known } else { 0 };
-        for digest in digests[from..].iter().map(Digest::short) {
-            let mut stripe = self.stripe(digest);
-            if stripe.len() >= self.stripe_blocks_max && !stripe.contains_key(&digest) {
-                shed(&mut stripe, self.stripe_blocks_max);
-            }
-            let holders = stripe.entry(digest).or_default();
-            match holders.iter_mut().find(|holder| holder.worker == worker.number) {
-                Some(holder) => holder.used_at = used_at,
-                None => holders.push(Holder { worker: worker.number, used_at }),
+        let (known, new) = digests.split_at(matched.blocks.min(digests.len()));
+        let added = new.len() as u64;
+        let used_at = worker.clock.fetch_add(added, Relaxed) + added;
+        let holder = Holder { worker: worker.number, used_at };
+        for digest in new {
+            self.note(digest.short(), holder, None);
+        }
+        let epoch_log2 = worker.epoch_log2();
+        for digest in known.iter().rev() {
+            if !self.note(digest.short(), holder, Some(epoch_log2)) {
+                break;
             }
         }
+    }
+
+    /// Notes one use, unless the worker's use of the block was noted in this epoch already.
+    fn note(&self, digest: u128, holder: Holder, epoch_log2: Option<u32>) -> bool {
+        let mut stripe = self.stripe(digest);
+        if let Some(holders) = stripe.get_mut(&digest) {
+            let noted = epoch_log2.zip(holders.used_at(holder.worker));
+            if noted.is_some_and(|(log2, before)| before >> log2 >= holder.used_at >> log2) {
+                return false;
+            }
+            holders.note(holder);
+            return true;
+        }
+        if stripe.len() >= self.stripe_blocks_max {
+            shed(&mut stripe, self.stripe_blocks_max);
+        }
+        stripe.insert(digest, Holders::new(holder));
+        true
     }
 
     /// Drops everything of workers that are gone for good.
     pub fn remove_workers(&self, gone: &[u32]) {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock().unwrap_or_else(|poison| poison.into_inner());
-            stripe.retain(|_, holders| {
-                holders.retain(|holder| !gone.contains(&holder.worker));
-                !holders.is_empty()
-            });
+            stripe.retain(|_, holders| holders.retain(|holder| !gone.contains(&holder.worker)));
         }
     }
 
@@ -227,7 +280,7 @@ impl PrefixIndex {
 /// Costs one pass over the stripe and frees half of it, so the cost per insert stays constant.
 fn shed(stripe: &mut Stripe, blocks_max: usize) {
     let mut uses: HashMap<u32, Vec<u64>> = HashMap::new();
-    for holder in stripe.values().flatten() {
+    for holder in stripe.values().flat_map(Holders::iter) {
         uses.entry(holder.worker).or_default().push(holder.used_at);
     }
     let median: HashMap<u32, u64> = uses
@@ -237,10 +290,7 @@ fn shed(stripe: &mut Stripe, blocks_max: usize) {
             (worker, *times.select_nth_unstable(middle).1)
         })
         .collect();
-    stripe.retain(|_, holders| {
-        holders.retain(|holder| holder.used_at > median[&holder.worker]);
-        !holders.is_empty()
-    });
+    stripe.retain(|_, holders| holders.retain(|holder| holder.used_at > median[&holder.worker]));
     if stripe.len() >= blocks_max {
         stripe.clear();
     }
@@ -338,6 +388,57 @@ mod tests {
                     .map(|(_, t)| t.iter().zip(&query).take_while(|(a, b)| a == b).count())
                     .max().unwrap_or(0);
                 prop_assert_eq!(index.depth(&chain(&query), worker).blocks, naive);
+            }
+        }
+
+        /// Against a model that notes each use of each block at once: what the index says lies between
+        /// the model's answer and its answer for a cache that is smaller by one epoch.
+        #[test]
+        fn noting_uses_once_per_epoch_forgets_at_most_an_epoch_early(
+            capacity in WORKER_BLOCKS_MIN..200,
+            routed in prop::collection::vec((0u32..6, 1u32..24, 0u32..3), 1..300),
+        ) {
+            let index = PrefixIndex::new(1 << 16);
+            let worker = WorkerCache::new(0, capacity);
+            let mut used_at: HashMap<Digest, u64> = HashMap::new();
+            for (root, length, tail) in routed {
+                let tokens: Vec<u32> =
+                    (0..length).map(|i| if i < 12 { root * 100 } else { tail }).collect();
+                let digests = chain(&tokens);
+                let now = worker.clock.load(Relaxed);
+                let naive = |capacity: u64| {
+                    let is_there = |digest: &&Digest| {
+                        used_at.get(*digest).is_some_and(|at| now - at <= capacity)
+                    };
+                    digests.iter().take_while(is_there).count()
+                };
+                let matched = index.depth(&digests, &worker);
+                prop_assert!(matched.blocks <= naive(capacity));
+                prop_assert!(matched.blocks >= naive(capacity - (1 << worker.epoch_log2())));
+                index.insert(&digests, matched, &worker);
+                let now = worker.clock.load(Relaxed);
+                used_at.extend(digests.into_iter().map(|digest| (digest, now)));
+            }
+        }
+
+        /// One search for all workers finds what a search for each finds.
+        #[test]
+        fn depths_are_the_depth_of_each(
+            routed in prop::collection::vec((0u32..4, prop::collection::vec(0u32..2, 1..12)), 0..40),
+            query in prop::collection::vec(0u32..2, 0..12),
+            left_out in 0usize..4,
+        ) {
+            let index = PrefixIndex::new(1 << 16);
+            let workers: Vec<_> = (0..4).map(|n| WorkerCache::new(n, 1 << 20)).collect();
+            for (worker, tokens) in &routed {
+                route(&index, &workers[*worker as usize], tokens);
+            }
+            let mut asked: Vec<_> = workers.iter().map(Some).collect();
+            asked[left_out] = None;
+            let together = index.depths(&chain(&query), &asked);
+            for (worker, found) in asked.iter().zip(together) {
+                let alone = worker.map(|worker| index.depth(&chain(&query), worker));
+                prop_assert_eq!(found, alone.unwrap_or_default());
             }
         }
 
