@@ -348,6 +348,20 @@ mod tests {
         assert_eq!(index.depth(&chain(&[7]), &worker).blocks, 0);
     }
 
+    /// Its last block was always noted a moment ago, its first one long ago if nobody looked further.
+    #[test]
+    fn a_conversation_in_constant_use_keeps_its_beginning() {
+        let index = PrefixIndex::new(1 << 12);
+        let worker = WorkerCache::new(0, WORKER_BLOCKS_MIN);
+        let others = 1_000..1_000 + WORKER_BLOCKS_MIN as u32 / 2;
+        for (turn, other) in (1..).zip(others) {
+            let matched = route(&index, &worker, &(0..turn).collect::<Vec<_>>());
+            assert_eq!(matched, turn as usize - 1);
+            route(&index, &worker, &[other]);
+            route(&index, &worker, &[other + 10_000]);
+        }
+    }
+
     #[test]
     fn evidence_moves_the_capacity_both_ways_within_its_bounds() {
         let worker = WorkerCache::new(0, 6_400);
