@@ -34,6 +34,7 @@ pub mod local;
 pub mod meter;
 pub mod openai;
 pub mod openmetrics;
+pub mod page;
 pub mod parse;
 pub mod pick;
 pub mod probe;
