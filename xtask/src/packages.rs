@@ -62,6 +62,23 @@ pub const NODE: &[Package] = &[
     Package { name: "curl", probe: Probe::Program("curl"), reason: "asks the node" },
 ];
 
+/// Debian's package of promtool; it brings a server along.
+pub const PROMETHEUS: &str = "prometheus";
+
+/// What `test` needs besides.
+pub const TEST: &[Package] = &[Package {
+    name: PROMETHEUS,
+    probe: Probe::Program("promtool"),
+    reason: "checks metrics, rules and dashboards",
+}];
+
+/// What the stage `page` needs besides.
+pub const PAGE: &[Package] = &[Package {
+    name: "chromium",
+    probe: Probe::Program("chromium"),
+    reason: "opens the admin page",
+}];
+
 /// What `bench` needs besides.
 pub const BENCH: &[Package] = &[
     Package {
@@ -99,6 +116,18 @@ pub fn ensure(cache: &Cache, packages: &[Package]) -> Result<Vec<&'static str>, 
     }
     progress.done("");
     Ok(names)
+}
+
+/// Ends the service that a package started by itself and keeps it from coming back: only its tools are
+/// wanted, and Prometheus would take the control port. Without systemd nothing was started.
+pub fn stop_service(name: &str) {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return;
+    }
+    if let Ok(mut command) = as_root(&["systemctl", "disable", "--now", name]) {
+        // Nothing to stop is no failure; a port that stays taken is said by whoever needs it.
+        let _ = step::output(&mut command);
+    }
 }
 
 /// A command that runs `words` as root.

@@ -4,6 +4,7 @@
 //! single tests where a stage runs many, and the stage itself where it is one check.
 
 mod deny;
+mod page;
 mod sdk;
 mod smoke;
 mod tally;
@@ -35,6 +36,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "cargo", needs: &["build", "engine"], run: cargo_test },
     Stage { name: "sdk-python", needs: &["build", "engine"], run: sdk::python },
     Stage { name: "sdk-node", needs: &["build", "engine"], run: sdk::node },
+    Stage { name: "page", needs: &["build"], run: page::run },
     Stage { name: "smoke", needs: &["build", "engine"], run: smoke::run },
 ];
 
@@ -109,6 +111,10 @@ fn summary(ended: &[Ended]) -> Result<(), Failure> {
 
 fn packages_present(cache: &Cache) -> Result<Tally, Failure> {
     packages::ensure(cache, packages::NODE)?;
+    let installed = packages::ensure(cache, packages::TEST)?;
+    if installed.contains(&packages::PROMETHEUS) {
+        packages::stop_service(packages::PROMETHEUS);
+    }
     Ok(Tally::PASSED)
 }
 
@@ -179,6 +185,7 @@ mod tests {
             STAGES.iter().filter(|stage| is_wanted(stage, only)).map(|stage| stage.name).collect()
         };
         assert_eq!(wanted("fmt"), ["fmt"]);
+        assert_eq!(wanted("page"), ["packages", "build", "page"]);
         assert_eq!(wanted("smoke"), ["packages", "build", "engine", "smoke"]);
     }
 

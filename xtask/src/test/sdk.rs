@@ -39,8 +39,8 @@ pub fn python(cache: &Cache) -> Result<Tally, Failure> {
 
 /// The Node suite.
 pub fn node(cache: &Cache) -> Result<Tally, Failure> {
-    let (node, modules) = node_modules(cache)?;
     let suite = cache.repository.join("router/tests/sdk/node");
+    let (node, modules) = node_modules(cache, &suite, "node")?;
     let mut sum = Tally::default();
     for stand in Stand::all(cache) {
         let stand = stand?;
@@ -77,18 +77,22 @@ fn virtual_environment(cache: &Cache) -> Result<PathBuf, Failure> {
     Ok(python)
 }
 
-/// Node itself and the folder of modules that `package-lock.json` pins.
-fn node_modules(cache: &Cache) -> Result<(PathBuf, PathBuf), Failure> {
+/// Node itself and the folder of modules that the suite's `package-lock.json` pins, installed into
+/// the cache's folder `name`.
+pub(super) fn node_modules(
+    cache: &Cache,
+    suite: &Path,
+    name: &str,
+) -> Result<(PathBuf, PathBuf), Failure> {
     let (node, npm) = node_and_npm(cache)?;
-    let suite = cache.repository.join("router/tests/sdk/node");
-    let folder = cache.folder("node")?;
+    let folder = cache.folder(name)?;
     let modules = folder.join("node_modules");
     let lock = read(&suite.join("package-lock.json"))?;
     let stamp = modules.join("installed.json");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == lock) {
         return Ok((node, modules));
     }
-    let mut progress = Progress::start("install the npm SDK");
+    let mut progress = Progress::start(&format!("npm ci for {}", suite.display()));
     for name in ["package.json", "package-lock.json"] {
         let to = folder.join(name);
         fs::copy(suite.join(name), &to).map_err(|error| Failure::at(&to, "write", &error))?;
