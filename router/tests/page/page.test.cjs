@@ -6,11 +6,10 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { after, before, test } = require('node:test');
-const { chromium } = require('playwright-core');
+const { launch } = require('./browser.cjs');
 const { startEngine, sleep } = require('./engine.cjs');
 const { startRouter } = require('./router.cjs');
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 const WAIT_MS_MAX = 20_000;
 
 const shots = process.env.CGN_SHOTS ?? fs.mkdtempSync(path.join(os.tmpdir(), 'cgn-page-'));
@@ -25,7 +24,7 @@ let page;
 before(async () => {
   engines = [await startEngine(), await startEngine()];
   router = await startRouter(folder, engines, 4);
-  browser = await chromium.launch({ executablePath: process.env.CGN_CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
+  browser = await launch();
   page = await browser.newPage({ viewport: { width: 1280, height: 900 }, colorScheme: 'dark', reducedMotion: 'reduce' });
   page.on('console', (message) => {
     if (['error', 'warning'].includes(message.type())) complaints.push(message.text());
@@ -54,7 +53,7 @@ async function shows(selector, pattern) {
     [selector, pattern.source],
     { timeout: WAIT_MS_MAX },
   ).catch(async () => {
-    assert.fail(`${selector} is ${JSON.stringify(await page.textContent(selector))}, not ${pattern}`);
+    assert.fail(`${selector} is ${JSON.stringify(await page.locator(selector).allTextContents())}, not ${pattern}`);
   });
   return page.textContent(selector);
 }

@@ -18,7 +18,8 @@ pub fn run(cache: &Cache) -> Result<Tally, Failure> {
     let suite = cache.repository.join("router/tests/page");
     let (node, modules) = sdk::node_modules(cache, &suite, "page")?;
     let mut command = Command::new(node);
-    command.args(["--test", "--test-reporter=spec", "measure.test.cjs", "page.test.cjs"]);
+    command.args(["--test", "--test-concurrency=1", "--test-reporter=spec"]);
+    command.args(["measure.test.cjs", "figures.test.cjs", "page.test.cjs"]);
     command.current_dir(&suite).env("NODE_PATH", modules).env("CGN_CHROMIUM", chromium);
     command.env("CGN_ROUTER", cache.binary("cgn-router"));
     count(&mut command, tally::node_line)
