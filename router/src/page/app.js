@@ -5,7 +5,7 @@ import * as m from "./measure.js";
 const POLL_MS = 1000;
 const ANSWER_MS_MAX = 4000;
 const SVG = "http://www.w3.org/2000/svg";
-const WORDS = { ready: "● ready", draining: "◐ draining", not_ready: "✕ not ready", breaker_open: "✕ breaker open", breaker_half_open: "◐ breaker half open" };
+const WORDS = { ready: "●\u00a0ready", draining: "◐\u00a0draining", not_ready: "✕\u00a0not ready", breaker_open: "✕\u00a0breaker open", breaker_half_open: "◐\u00a0breaker half open" };
 const ROWS_EMPTY = { workers: "no workers known", models: "no models known", tenants: "no tenants: identity is off or nobody came yet", refusals: "none" };
 
 const samples = [];
@@ -182,7 +182,7 @@ function spark(id, points, words, most) {
     }
     by(id).append(svg, make("span", "top"));
   }
-  text(by(id).lastChild, top > 1e-9 && known.length ? `top ${words(top)}` : "");
+  text(by(id).lastChild, top > 1e-9 && known.length ? `top ${words(top)}` : "\u00a0");
   svg.setAttribute("aria-label", known.length ? `last two minutes, ${words(known.at(-1)[1])} now, at most ${words(Math.max(...known.map((p) => p[1])))}` : "nothing yet");
   svg.children[1].setAttribute("d", area);
   svg.children[2].setAttribute("d", line);

@@ -80,8 +80,8 @@ export function percent(value) {
 }
 export function seconds(value) {
   if (value === null) return "–";
-  if (value < 1e-3) return `${(value * 1e6).toFixed(0)} µs`;
-  if (value < 1) return `${(value * 1e3).toFixed(value < 0.01 ? 1 : 0)} ms`;
+  if (value < 9.995e-4) return `${(value * 1e6).toFixed(0)} µs`;
+  if (value < 0.9995) return `${(value * 1e3).toFixed(value < 0.00995 ? 1 : 0)} ms`;
   return `${value.toFixed(value < 10 ? 2 : 0)} s`;
 }
 export function duration(s) {

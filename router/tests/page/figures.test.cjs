@@ -69,7 +69,7 @@ test('every state has its word, and a bad one marks its row', async () => {
   answer = (at) => status(300 + at);
   await open(125);
   const rows = page.locator('#workers tbody tr');
-  assert.deepEqual(await texts('#workers .mark'), ['● ready', '● ready', '◐ draining', '✕ not ready', '✕ breaker open', '◐ breaker half open']);
+  assert.deepEqual((await texts('#workers .mark')).map((words) => words.replace('\u00a0', ' ')), ['● ready', '● ready', '◐ draining', '✕ not ready', '✕ breaker open', '◐ breaker half open']);
   assert.deepEqual(await rows.evaluateAll((all) => all.map((row) => row.className)), ['', '', '', 'lost', 'lost', '']);
   assert.deepEqual(await texts('#workers tbody td:last-child'), ['412 W', '413 W', '414 W', '415 W', '–', '–']);
   assert.equal(await page.textContent('#power'), '1656 W');
@@ -79,6 +79,8 @@ test('every state has its word, and a bad one marks its row', async () => {
   assert.equal(await page.textContent('#hit'), '72 %');
   assert.equal(await page.textContent('#queued'), '5');
   assert.equal(await page.textContent('#refused'), '15');
+  const cut = await page.locator('.scroll').evaluateAll((all) => all.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent));
+  assert.deepEqual(cut, [], 'no table is cut off');
   await shot('busy.png');
   await page.setViewportSize({ width: 390, height: 844 });
   assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth));

@@ -68,7 +68,7 @@ test('a hit ratio needs prompts', () => {
 
 test('figures are words that fit a tile', () => {
   assert.deepEqual([0, 3, 0.5, 12.34, 1234, 56789, 7.1e6, null].map(m.number), ['0', '3', '0.50', '12.3', '1234', '56.8 k', '7.10 M', '–']);
-  assert.deepEqual([null, 0.0000042, 0.0042, 0.042, 1.5, 42].map(m.seconds), ['–', '4 µs', '4.2 ms', '42 ms', '1.50 s', '42 s']);
+  assert.deepEqual([null, 0.0000042, 0.0042, 0.042, 0.9999, 1.5, 42].map(m.seconds), ['–', '4 µs', '4.2 ms', '42 ms', '1.00 s', '1.50 s', '42 s']);
   assert.deepEqual([null, 0, 0.051, 0.75, 1].map(m.percent), ['–', '0 %', '5.1 %', '75 %', '100 %']);
   assert.deepEqual([5, 65, 3700, 90000].map(m.duration), ['5 s', '1 min 5 s', '1 h 1 min', '1 d 1 h']);
 });
