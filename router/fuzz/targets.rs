@@ -58,7 +58,7 @@ pub fn chunks(bytes: &[u8]) {
 /// A request body: its ranges are JSON of their own; what serde_json refuses is refused.
 pub fn call(bytes: &[u8]) {
     for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Embeddings] {
-        let Ok(call) = parse::call(endpoint, bytes) else { continue };
+        let Ok(call) = parse::json_call(endpoint, bytes) else { continue };
         match call.prompt {
             Prompt::Chat { messages, tools } => {
                 assert!(bytes[messages].starts_with(b"["));

@@ -1,27 +1,42 @@
-//! Phase *admit*: the model is known, somebody serves it, and there is room. 404, 400, 503 or 429
-//! here, or never.
+//! Phase *admit*: the caller may, the model is known, somebody serves it, and there is a place, now or
+//! soon enough. 401 to 404, 429 or 503 here, or never.
 //!
-//! A [`Ticket`] holds one place of the router's and of the model's until it is dropped. Tenants,
-//! deadlines and fair queues: pending.
+//! [`enter`] checks what needs no waiting and takes one request from the tenant's limits; [`place`]
+//! waits for a place once the prompt is known. A [`Ticket`] holds what was taken until it is dropped.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
 
 use prometheus::IntGauge;
 
-use crate::cluster::{ModelView, View};
+use crate::candidates::{self, Tried};
+use crate::cluster::{Cluster, ModelView, View};
 use crate::error::RequestError;
+use crate::forecast::Verdict;
+use crate::hall::{Called, ModelLife};
+use crate::identity::Caller;
 use crate::openai::Endpoint;
 use crate::parse::Call;
 use crate::pick::Exclusion;
+use crate::queue::{Full, Waiting};
 use crate::shard::Shard;
+use crate::tokenize::Prefix;
+use crate::watch::Watch;
 
 /// Leave to go on, with the view the whole request is decided on.
 pub struct Ticket {
     view: Arc<View>,
     model: String,
+    life: Arc<ModelLife>,
     running: IntGauge,
-    cluster: Arc<crate::cluster::Cluster>,
+    cluster: Arc<Cluster>,
+    caller: Arc<Caller>,
+    /// Since when it holds a place at the model's workers.
+    placed: Option<Instant>,
+    /// Tokens to count against the tenant at the end.
+    pub tokens: Cell<u64>,
 }
 
 impl Ticket {
@@ -34,6 +49,21 @@ impl Ticket {
     /// The picture the request is decided on.
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// Whose request it is.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What is known of the model beyond one view.
+    pub fn life(&self) -> &Arc<ModelLife> {
+        &self.life
+    }
+
+    /// When the request got its place at the workers.
+    pub fn placed(&self) -> Option<Instant> {
+        self.placed
     }
 
     /// Looks again: a retry should see a worker that came back meanwhile.
@@ -49,45 +79,162 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.cluster.inflight.fetch_sub(1, Relaxed);
         self.running.dec();
+        self.caller.tenant.meter.finish(unix_ms(), self.tokens.get());
+        if let Some(placed) = self.placed {
+            self.life.forecast.observe_service(placed.elapsed().as_secs_f64() * 1_000.0);
+            self.life.leave(&self.cluster.bells, self.cluster.now_ms());
+        }
     }
+}
+
+/// Unix time: what windows of limits are numbered by.
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Counts one request in.
 ///
 /// # Errors
-/// [`RequestError::ModelNotFound`], [`RequestError::NotSupported`], [`RequestError::NoneReady`],
-/// [`RequestError::Busy`].
-pub fn enter(shard: &Shard, call: &Call) -> Result<Ticket, RequestError> {
+/// [`RequestError::Denied`], [`RequestError::ModelNotFound`], [`RequestError::NotSupported`],
+/// [`RequestError::NoneReady`], [`RequestError::Limited`], [`RequestError::Busy`].
+pub fn enter(shard: &Shard, call: &Call, caller: Arc<Caller>) -> Result<Ticket, RequestError> {
     let view = shard.cluster.view();
+    // A model that a tenant may not use does not exist for it.
+    caller.may(call.endpoint.as_str(), &call.model).map_err(|denied| match denied {
+        crate::identity::Denied::Model => RequestError::ModelNotFound(call.model.clone()),
+        other => RequestError::Denied(other),
+    })?;
     let model = view
         .models
         .get(&call.model)
         .ok_or_else(|| RequestError::ModelNotFound(call.model.clone()))?;
-    serves(model, call.endpoint)?;
-    let limits = &shard.config.limits;
-    let in_model: u64 =
-        model.workers.iter().map(|worker| u64::from(worker.life.inflight.load(Relaxed))).sum();
-    if in_model >= u64::from(model.slots) * u64::from(limits.requests_per_slot_max) {
-        return Err(RequestError::Busy("the queue of this model is full"));
-    }
-    if !take_place(&shard.cluster.inflight, limits.requests_inflight_max) {
-        return Err(RequestError::Busy("too many requests are in flight"));
+    serves(model, call.endpoint, shard.cluster.now_ms())?;
+    caller.tenant.meter.begin(unix_ms()).map_err(|limit| {
+        let labels = [caller.tenant.name.as_str(), limit.kind.as_str()];
+        shard.stats.limited.with_label_values(&labels).inc();
+        RequestError::Limited(limit)
+    })?;
+    if !take_place(&shard.cluster.inflight, shard.config.limits.requests_inflight_max) {
+        caller.tenant.meter.release();
+        return Err(RequestError::Busy("too many requests are in flight", 1));
     }
     shard.stats.requests_running.inc();
     Ok(Ticket {
         model: call.model.clone(),
+        life: Arc::clone(&model.life),
         view: Arc::clone(&view),
         running: shard.stats.requests_running.clone(),
         cluster: Arc::clone(&shard.cluster),
+        caller,
+        placed: None,
+        tokens: Cell::new(0),
     })
 }
 
+/// Takes a place at the model's workers, or waits for one.
+///
+/// # Errors
+/// [`RequestError::Busy`], [`RequestError::DeadlineMissed`], [`RequestError::ClientGone`].
+pub async fn place(
+    shard: &Shard,
+    ticket: &mut Ticket,
+    call: &Call,
+    prefix: &Prefix,
+    deadline_ms: Option<u64>,
+    watch: &Watch,
+) -> Result<(), RequestError> {
+    let slo_ms = ticket.caller.tenant.ttft_slo_ms;
+    let within_ms = deadline_ms.or((slo_ms > 0).then_some(slo_ms));
+    let now_ms = shard.cluster.now_ms();
+    let places = ticket.model().places(shard.config.limits.requests_per_slot_max, now_ms);
+    if within_ms.is_none() && ticket.life.try_enter(places) {
+        ticket.placed = Some(Instant::now());
+        return Ok(());
+    }
+    let entry = Waiting {
+        id: shard.next_id(),
+        tenant: ticket.caller.tenant.name.as_str().into(),
+        weight: ticket.caller.tenant.weight,
+        priority: ticket.caller.tenant.priority,
+        deadline_ms: within_ms.map(|within_ms| now_ms.saturating_add(within_ms)),
+        uncached_tokens: uncached_tokens(shard, ticket, call, prefix),
+        arrived_ms: now_ms,
+        core: shard.waiters.core(),
+    };
+    let load = ticket.life.load_ahead_of(&entry);
+    if let Some(within_ms) = within_ms {
+        let forecast = &ticket.life.forecast;
+        let judged = forecast.judge(load, entry.uncached_tokens, within_ms, now_ms);
+        if let Verdict::Late { ttft_ms, retry_after_s } = judged {
+            return Err(RequestError::DeadlineMissed {
+                predicted_ms: ttft_ms as u64,
+                within_ms,
+                retry_after_s,
+            });
+        }
+        if ticket.life.try_enter(places) {
+            ticket.placed = Some(Instant::now());
+            return Ok(());
+        }
+    }
+    wait(shard, ticket, entry, watch).await
+}
+
+async fn wait(
+    shard: &Shard,
+    ticket: &mut Ticket,
+    entry: Waiting,
+    watch: &Watch,
+) -> Result<(), RequestError> {
+    let begun = Instant::now();
+    let retry_after = |ticket: &Ticket| {
+        let now_ms = shard.cluster.now_ms();
+        ticket.life.forecast.retry_after_s(ticket.life.load(), 0.0, now_ms)
+    };
+    let called = shard.waiters.wait(&ticket.life, entry.clone(), watch).await;
+    shard.stats.queue_wait.observe(begun.elapsed().as_secs_f64());
+    match called {
+        Ok(Some(Called::Granted)) => {
+            ticket.placed = Some(Instant::now());
+            Ok(())
+        }
+        Ok(Some(Called::Expired)) => {
+            let within_ms = entry.deadline_ms.unwrap_or(0).saturating_sub(entry.arrived_ms);
+            Err(RequestError::DeadlineMissed {
+                predicted_ms: within_ms,
+                within_ms,
+                retry_after_s: retry_after(ticket),
+            })
+        }
+        Ok(None) => Err(RequestError::ClientGone),
+        Err(Full::Room | Full::Duplicate) => {
+            Err(RequestError::Busy("the queue of this model is full", retry_after(ticket)))
+        }
+        Err(Full::Tenant) => Err(RequestError::Busy(
+            "you hold your share of this model's queue",
+            retry_after(ticket),
+        )),
+    }
+}
+
+/// Prompt tokens that the best worker would have to compute, as far as anybody can tell.
+pub fn uncached_tokens(shard: &Shard, ticket: &Ticket, call: &Call, prefix: &Prefix) -> u64 {
+    let tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
+    if prefix.digests.is_empty() {
+        return tokens;
+    }
+    let tried = Tried::default();
+    let all = candidates::gather(shard, ticket.model(), call.endpoint, prefix, &tried);
+    let best = all.iter().map(|(candidate, _)| candidate.prefix_tokens).max();
+    tokens.saturating_sub(best.unwrap_or(0))
+}
+
 /// Whether some worker of the model could take this now.
-fn serves(model: &ModelView, endpoint: Endpoint) -> Result<(), RequestError> {
-    let capability = endpoint.capability();
+fn serves(model: &ModelView, endpoint: Endpoint, now_ms: u64) -> Result<(), RequestError> {
     let mut capable = false;
     for worker in &model.workers {
-        match worker.exclusion(capability) {
+        match worker.exclusion(endpoint, now_ms) {
             None => return Ok(()),
             Some(Exclusion::NotCapable) => {}
             Some(_) => capable = true,
@@ -103,6 +250,7 @@ fn serves(model: &ModelView, endpoint: Endpoint) -> Result<(), RequestError> {
             Endpoint::Chat => "chat/completions",
             Endpoint::Completions => "completions",
             Endpoint::Embeddings => "embeddings",
+            Endpoint::Other => "that",
         },
     })
 }

@@ -1,40 +1,40 @@
-//! Phase *authenticate*: who may ask.
+//! Phase *authenticate*: who asks, from what the request and its connection show.
 //!
-//! The only identity of this release is a loopback peer. Listeners refuse to bind beyond loopback
-//! (`config`), and each connection's peer is checked again here, so a listener that was handed in
-//! from elsewhere opens nothing. Keys, tokens and certificates: pending.
+//! `identity.rs` knows keys, tokens and certificates; here is where each is found. What a client says of
+//! itself in `x-cgn-*` fields is never read: those fields are ours (see `forward::is_ours`).
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
+use crate::admit::unix_ms;
+use crate::connection::Peer;
 use crate::error::RequestError;
+use crate::identity::Caller;
+use crate::read::Request;
+use crate::shard::Shard;
 
-/// Lets loopback peers through.
+/// Who that is.
 ///
 /// # Errors
-/// [`RequestError::PeerNotAllowed`].
-pub fn peer(address: SocketAddr) -> Result<(), RequestError> {
-    if address.ip().to_canonical().is_loopback() {
-        Ok(())
-    } else {
-        Err(RequestError::PeerNotAllowed)
-    }
+/// [`RequestError::Identity`].
+pub fn caller(shard: &Shard, peer: &Peer, request: &Request) -> Result<Arc<Caller>, RequestError> {
+    let is_loopback = peer.address.ip().to_canonical().is_loopback();
+    let certificate = peer.certificate.as_deref();
+    let credential = shard.identity.credential(bearer(request), certificate, is_loopback);
+    let mut cache = shard.callers.borrow_mut();
+    shard
+        .identity
+        .authenticate(&mut cache, credential, unix_ms() / 1_000)
+        .map_err(RequestError::Identity)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_peers_pass() {
-        for (address, passes) in [
-            ("127.0.0.1:1", true),
-            ("127.9.9.9:1", true),
-            ("[::1]:1", true),
-            ("[::ffff:127.0.0.1]:1", true),
-            ("10.0.0.1:1", false),
-            ("[fe80::1]:1", false),
-        ] {
-            assert_eq!(peer(address.parse().unwrap()).is_ok(), passes, "{address}");
-        }
+/// The bearer credential; `x-api-key` as well, which Anthropic's SDKs send.
+fn bearer(request: &Request) -> Option<&str> {
+    let range = request.head.authorization.clone().or_else(|| request.head.api_key.clone())?;
+    let value = std::str::from_utf8(&request.head_bytes()[range]).ok()?;
+    match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
+        Some(_) => None,
+        None if request.head.authorization.is_none() => Some(value),
+        None => None,
     }
 }

@@ -14,7 +14,7 @@ use crate::shard::Shard;
 use crate::tokenize::Prefix;
 
 /// Workers that failed this request already.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tried(Vec<String>);
 
 impl Tried {
@@ -58,12 +58,12 @@ pub fn gather(
     prefix: &Prefix,
     tried: &Tried,
 ) -> Vec<(Candidate, Match)> {
-    let capability = endpoint.capability();
+    let now_ms = shard.cluster.now_ms();
     let excluded: Vec<Option<Exclusion>> = model
         .workers
         .iter()
         .map(|view| {
-            view.exclusion(capability)
+            view.exclusion(endpoint, now_ms)
                 .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried))
         })
         .collect();

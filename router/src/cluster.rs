@@ -6,12 +6,19 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use dataplane::wire::{Capability, EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
+use dataplane::wire::{EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
 
+use crate::breaker::Breaker;
+use crate::breaker::outlier::{WorkerWindow, eject};
+use crate::hall::{Bells, ModelLife};
+use crate::hedge::Hedging;
 use crate::index::{PrefixIndex, WorkerCache};
+use crate::openai::Endpoint;
 use crate::pick::Exclusion;
+use crate::retry::RetryBudget;
 use crate::upstream::Target;
 
 /// What this router itself knows of a worker; lives as long as the worker is listed.
@@ -22,8 +29,17 @@ pub struct WorkerLife {
     pub inflight: AtomicU32,
     /// Requests given to it.
     pub picked: AtomicU64,
-    /// The last probe or request reached it.
+    /// The last probe reached it.
     pub healthy: AtomicBool,
+    /// What requests say of it.
+    pub breaker: Breaker,
+    /// Its failures and latencies lately, to compare with its peers'.
+    pub window: WorkerWindow,
+    /// It drains for longer than streams may take: what still runs there goes on elsewhere. A worker
+    /// that vanished from the list is left alone: control may have lost its agent, not the engine.
+    pub given_up: Arc<AtomicBool>,
+    /// Since when it drains, on the cluster's clock; 0: it does not.
+    draining_since_ms: AtomicU64,
     /// Its engine answered that it cannot tokenize; the text path is used instead.
     pub cannot_tokenize: AtomicBool,
     epoch: AtomicU64,
@@ -41,15 +57,33 @@ pub struct WorkerView {
 
 impl WorkerView {
     /// Why it cannot take a request for `capability` now, if so.
-    pub fn exclusion(&self, capability: Capability) -> Option<Exclusion> {
-        if !self.worker.capabilities.contains(&capability) {
+    pub fn exclusion(&self, endpoint: Endpoint, now_ms: u64) -> Option<Exclusion> {
+        if !self.offers(endpoint) {
             Some(Exclusion::NotCapable)
         } else if self.worker.state == WorkerState::Draining {
             Some(Exclusion::Draining)
         } else if self.worker.state != WorkerState::Ready || !self.life.healthy.load(Relaxed) {
             Some(Exclusion::NotReady)
+        } else if self.life.window.is_ejected(now_ms) {
+            Some(Exclusion::Ejected)
+        } else if !self.life.breaker.would_permit(now_ms) {
+            Some(Exclusion::BreakerOpen)
         } else {
             None
+        }
+    }
+
+    /// Whether it takes requests at all.
+    pub fn is_ready(&self, now_ms: u64) -> bool {
+        self.exclusion(Endpoint::Other, now_ms).is_none()
+    }
+
+    /// Whether its engine serves `endpoint`. Of endpoints beyond the three that are told apart, the
+    /// engine itself says whether it has them.
+    pub fn offers(&self, endpoint: Endpoint) -> bool {
+        match endpoint.capability() {
+            Some(capability) => self.worker.capabilities.contains(&capability),
+            None => !self.worker.capabilities.is_empty(),
         }
     }
 
@@ -66,8 +100,17 @@ pub struct ModelView {
     pub name: String,
     /// In the order of the snapshot.
     pub workers: Vec<Arc<WorkerView>>,
-    /// Slots of all of them.
-    pub slots: u32,
+    /// What outlives a view.
+    pub life: Arc<ModelLife>,
+}
+
+impl ModelView {
+    /// Requests its ready workers may have in flight together.
+    pub fn places(&self, per_slot: u32, now_ms: u64) -> u32 {
+        let ready = |worker: &&Arc<WorkerView>| worker.is_ready(now_ms);
+        let slots = self.workers.iter().filter(ready).map(|worker| worker.worker.slots.max(1));
+        slots.fold(0, |sum: u32, slots| sum.saturating_add(slots.saturating_mul(per_slot)))
+    }
 }
 
 /// An immutable picture.
@@ -99,8 +142,16 @@ pub struct Cluster {
     pub inflight: AtomicU32,
     /// Tokens per byte of prompt text, learned from `usage` (bits of an `f32`).
     tokens_per_byte: AtomicU32,
-    /// Listeners accept no new connection and health says so.
+    /// Health says so, and clients are told to go elsewhere.
     pub draining: AtomicBool,
+    /// Attempts after the first are paid from here.
+    pub retries: RetryBudget,
+    /// Second workers asked while the first is slow.
+    pub hedging: Hedging,
+    /// How the cores call those who wait.
+    pub bells: Arc<Bells>,
+    config: crate::config::Router,
+    started: Instant,
     weights: ScoreWeights,
     block_tokens: u64,
     worker_blocks_default: u64,
@@ -110,7 +161,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster without workers.
-    pub fn new(config: &crate::config::Router) -> Self {
+    pub fn new(config: &crate::config::Router, bells: Arc<Bells>) -> Self {
         Cluster {
             view: ArcSwap::from_pointee(View {
                 version: 0,
@@ -121,11 +172,27 @@ impl Cluster {
             inflight: AtomicU32::new(0),
             tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE_START.to_bits()),
             draining: AtomicBool::new(false),
+            retries: RetryBudget::new(&config.retry),
+            hedging: Hedging::new(config.hedge.clone()),
+            bells,
+            config: config.clone(),
+            started: Instant::now(),
             weights: config.score_weights,
             block_tokens: config.kv.block_tokens as u64,
             worker_blocks_default: config.kv.worker_blocks_default,
             next_number: Mutex::new(0),
         }
+    }
+
+    /// Milliseconds since the router started: the clock of queues, breakers and budgets.
+    pub fn now_ms(&self) -> u64 {
+        self.at_ms(Instant::now())
+    }
+
+    /// `now` on that clock. It begins at 1, so that 0 can mean never.
+    pub fn at_ms(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.started).as_millis();
+        u64::try_from(elapsed).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// The picture in force.
@@ -158,17 +225,22 @@ impl Cluster {
             if life.epoch.swap(worker.epoch, Relaxed) != worker.epoch {
                 life.cache.clear();
                 life.cannot_tokenize.store(false, Relaxed);
+                life.breaker.reset();
             }
             if control_saw_it_recover(&old, &worker) {
                 life.healthy.store(true, Relaxed);
+                life.breaker.reset();
             }
+            self.note_draining(&life, worker.state);
             kept.push(worker.id.clone());
             let model = models.entry(worker.model.clone()).or_insert_with(|| ModelView {
                 name: worker.model.clone(),
                 workers: Vec::new(),
-                slots: 0,
+                life: old.models.get(&worker.model).map_or_else(
+                    || Arc::new(ModelLife::new(&self.config.queue)),
+                    |known| Arc::clone(&known.life),
+                ),
             });
-            model.slots = model.slots.saturating_add(worker.slots.max(1));
             model.workers.push(Arc::new(WorkerView { worker, target, life }));
         }
         let weights = snapshot.weights.filter(ScoreWeights::is_valid).unwrap_or(self.weights);
@@ -180,6 +252,63 @@ impl Cluster {
             .collect();
         if !gone.is_empty() {
             self.index.remove_workers(&gone);
+        }
+    }
+
+    fn note_draining(&self, life: &WorkerLife, state: WorkerState) {
+        if state == WorkerState::Draining {
+            let now_ms = self.now_ms();
+            let _ = life.draining_since_ms.compare_exchange(0, now_ms, Relaxed, Relaxed);
+        } else {
+            life.draining_since_ms.store(0, Relaxed);
+            life.given_up.store(false, Relaxed);
+        }
+    }
+
+    /// Calls those who wait and for whom there is a place by now, or whose time is up.
+    pub fn call_waiting(&self) {
+        let now_ms = self.now_ms();
+        let per_slot = self.config.limits.requests_per_slot_max;
+        for model in self.view().models.values().filter(|model| model.life.waiting() > 0) {
+            model.life.look(model.places(per_slot, now_ms), &self.bells, now_ms);
+        }
+    }
+
+    /// The house thread's look at what changes with time alone: workers that drain for too long,
+    /// outliers.
+    pub fn look(&self, mut ejected: impl FnMut(&WorkerView, &'static str)) {
+        let now_ms = self.now_ms();
+        let view = self.view();
+        let limits = &self.config.limits;
+        for model in view.models.values() {
+            self.eject_outliers(model, now_ms, &mut ejected);
+            for worker in &model.workers {
+                let since_ms = worker.life.draining_since_ms.load(Relaxed);
+                if since_ms > 0 && now_ms - since_ms > limits.drain_s_max * 1_000 {
+                    worker.life.given_up.store(true, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn eject_outliers(
+        &self,
+        model: &ModelView,
+        now_ms: u64,
+        ejected: &mut impl FnMut(&WorkerView, &'static str),
+    ) {
+        let ready: Vec<_> = model
+            .workers
+            .iter()
+            .filter(|worker| worker.worker.state == WorkerState::Ready)
+            .collect();
+        if ready.len() < 2 {
+            return;
+        }
+        let seen: Vec<_> = ready.iter().map(|worker| worker.life.window.seen(now_ms)).collect();
+        for out in eject(&seen, now_ms, &self.config.breaker.outlier) {
+            ready[out.at].life.window.set_ejected(&out, now_ms);
+            ejected(ready[out.at], out.cause.as_str());
         }
     }
 
@@ -195,6 +324,10 @@ impl Cluster {
             inflight: AtomicU32::new(0),
             picked: AtomicU64::new(0),
             healthy: AtomicBool::new(healthy),
+            breaker: Breaker::new(self.config.breaker.clone()),
+            window: WorkerWindow::default(),
+            given_up: Arc::default(),
+            draining_since_ms: AtomicU64::new(0),
             cannot_tokenize: AtomicBool::new(false),
             epoch: AtomicU64::new(worker.epoch),
         })
@@ -226,6 +359,8 @@ fn control_saw_it_recover(old: &View, worker: &Worker) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use dataplane::wire::Capability;
+
     use super::*;
 
     fn worker(id: &str, epoch: u64, state: WorkerState) -> Worker {
@@ -256,7 +391,7 @@ mod tests {
 
     #[test]
     fn counters_outlive_a_view_and_a_restart_clears_the_cache() {
-        let cluster = Cluster::new(&crate::config::Router::default());
+        let cluster = Cluster::new(&crate::config::Router::default(), Arc::default());
         cluster.apply(snapshot(1, vec![worker("a", 1, WorkerState::Ready)]), true);
         let first = life(&cluster, "a");
         first.inflight.store(3, Relaxed);
@@ -278,7 +413,7 @@ mod tests {
 
     #[test]
     fn exclusions_follow_state_health_and_capability() {
-        let cluster = Cluster::new(&crate::config::Router::default());
+        let cluster = Cluster::new(&crate::config::Router::default(), Arc::default());
         let workers = vec![
             worker("ready", 1, WorkerState::Ready),
             worker("draining", 1, WorkerState::Draining),
@@ -286,20 +421,20 @@ mod tests {
         ];
         cluster.apply(snapshot(1, workers), true);
         let view = cluster.view();
-        let of = |id: &str, capability| {
-            view.workers().find(|w| w.worker.id == id).unwrap().exclusion(capability)
+        let of = |id: &str, endpoint| {
+            view.workers().find(|w| w.worker.id == id).unwrap().exclusion(endpoint, 1)
         };
-        assert_eq!(of("ready", Capability::Chat), None);
-        assert_eq!(of("ready", Capability::Embeddings), Some(Exclusion::NotCapable));
-        assert_eq!(of("draining", Capability::Chat), Some(Exclusion::Draining));
-        assert_eq!(of("down", Capability::Chat), Some(Exclusion::NotReady));
+        assert_eq!(of("ready", Endpoint::Chat), None);
+        assert_eq!(of("ready", Endpoint::Embeddings), Some(Exclusion::NotCapable));
+        assert_eq!(of("draining", Endpoint::Chat), Some(Exclusion::Draining));
+        assert_eq!(of("down", Endpoint::Chat), Some(Exclusion::NotReady));
         life(&cluster, "ready").healthy.store(false, Relaxed);
-        assert_eq!(of("ready", Capability::Chat), Some(Exclusion::NotReady));
+        assert_eq!(of("ready", Endpoint::Chat), Some(Exclusion::NotReady));
     }
 
     #[test]
     fn the_ratio_of_tokens_to_bytes_is_learned_within_bounds() {
-        let cluster = Cluster::new(&crate::config::Router::default());
+        let cluster = Cluster::new(&crate::config::Router::default(), Arc::default());
         for _ in 0..200 {
             cluster.learn_tokens_per_byte(50, 100);
         }

@@ -7,7 +7,15 @@ use dataplane::config::{ConfigError, load, parse, require_loopback};
 use dataplane::wire::{Capability, EngineKind, ScoreWeights, Worker, WorkerState};
 use serde::{Deserialize, Serialize};
 
+use crate::access::AccessConfig;
+use crate::breaker::BreakerConfig;
+use crate::hedge::HedgeConfig;
+use crate::identity::IdentityConfig;
+use crate::queue::QueueConfig;
+use crate::retry::RetryConfig;
+use crate::tenant::{TenantConfig, Tenants};
 use crate::tls::files::Tls;
+use crate::trace::TraceConfig;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +27,9 @@ pub struct Config {
     /// `[[workers]]`: a static list. With `control_socket` set, control's list replaces it.
     #[serde(default)]
     pub workers: Vec<StaticWorker>,
+    /// `[[tenants]]`
+    #[serde(default)]
+    pub tenants: Vec<TenantConfig>,
 }
 
 /// `[router]`
@@ -39,6 +50,22 @@ pub struct Router {
     pub handover_socket: Option<PathBuf>,
     /// `[router.tls]`
     pub tls: Tls,
+    /// `[router.identity]`
+    pub identity: IdentityConfig,
+    /// `[router.queue]`
+    pub queue: QueueConfig,
+    /// `[router.retry]`
+    pub retry: RetryConfig,
+    /// `[router.breaker]`
+    pub breaker: BreakerConfig,
+    /// `[router.hedge]`
+    pub hedge: HedgeConfig,
+    /// `[router.resume]`
+    pub resume: ResumeConfig,
+    /// `[router.trace]`
+    pub trace: TraceConfig,
+    /// `[router.access_log]`
+    pub access_log: AccessConfig,
     /// `[router.score_weights]`
     pub score_weights: ScoreWeights,
     /// `[router.kv]`
@@ -57,10 +84,41 @@ impl Default for Router {
             control_socket: None,
             handover_socket: None,
             tls: Tls::default(),
+            identity: IdentityConfig::default(),
+            queue: QueueConfig::default(),
+            retry: RetryConfig::default(),
+            breaker: BreakerConfig::default(),
+            hedge: HedgeConfig::default(),
+            resume: ResumeConfig::default(),
+            trace: TraceConfig::default(),
+            access_log: AccessConfig::default(),
             score_weights: ScoreWeights::default(),
             kv: Kv::default(),
             limits: Limits::default(),
         }
+    }
+}
+
+/// `[router.resume]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResumeConfig {
+    /// A stream whose engine dies goes on at another one.
+    pub enabled: bool,
+    /// It waits so long for a worker that can.
+    pub wait_ms_max: u64,
+}
+
+impl Default for ResumeConfig {
+    fn default() -> Self {
+        ResumeConfig { enabled: true, wait_ms_max: 10_000 }
+    }
+}
+
+impl Router {
+    /// Beyond loopback only encrypted, and only for those who say who they are.
+    pub fn can_leave_loopback(&self) -> bool {
+        self.tls.is_on() && (self.identity.required || self.tls.client_cert_required)
     }
 }
 
@@ -125,7 +183,7 @@ pub struct Limits {
     pub http2_streams_max: u32,
     /// Requests in flight over all cores; more is a 429.
     pub requests_inflight_max: u32,
-    /// Requests per slot of a model that may be in flight or queued in its engines; more is a 429.
+    /// Requests per slot of a model that may be at its engines; more wait in `[router.queue]`.
     pub requests_per_slot_max: u32,
     /// Workers tried for one request before the client hears of a failure.
     pub attempts_max: usize,
@@ -167,7 +225,7 @@ impl Default for Limits {
             connections_per_core_max: 16_384,
             http2_streams_max: 256,
             requests_inflight_max: 8_192,
-            requests_per_slot_max: 64,
+            requests_per_slot_max: 2,
             attempts_max: 3,
             connect_timeout_ms: 2_000,
             first_byte_s_max: 600,
@@ -196,8 +254,8 @@ pub struct StaticWorker {
     pub model: String,
     /// Who answers there.
     pub kind: EngineKind,
-    /// Requests it works on at once.
-    #[serde(default = "one_slot")]
+    /// Requests it works on at once; 0 is what engines of its kind do when nothing is said.
+    #[serde(default)]
     pub slots: u32,
     /// What it offers; all by default.
     #[serde(default = "all_capabilities")]
@@ -207,12 +265,18 @@ pub struct StaticWorker {
     pub kv_cache_tokens: u64,
 }
 
-fn one_slot() -> u32 {
-    1
-}
-
 fn all_capabilities() -> Vec<Capability> {
     vec![Capability::Chat, Capability::Completions, Capability::Embeddings]
+}
+
+/// vLLM's and SGLang's `max_num_seqs`, llama-server's `--parallel` when it may choose; of others nothing is
+/// known.
+fn usual_slots(kind: EngineKind) -> u32 {
+    match kind {
+        EngineKind::Vllm | EngineKind::Sglang | EngineKind::TensorrtLlm => 256,
+        EngineKind::LlamaCpp => 4,
+        EngineKind::OpenaiCompat => 64,
+    }
 }
 
 impl StaticWorker {
@@ -225,7 +289,7 @@ impl StaticWorker {
             url: self.url.trim_end_matches('/').to_owned(),
             model: self.model.clone(),
             kind: self.kind,
-            slots: self.slots,
+            slots: if self.slots == 0 { usual_slots(self.kind) } else { self.slots },
             context_length_tokens: 0,
             kv_cache_tokens: self.kv_cache_tokens,
             capabilities: self.capabilities.clone(),
@@ -254,13 +318,46 @@ impl Config {
         parse::<Config>(path, text)?.checked(path)
     }
 
+    /// What each section says of itself.
+    fn check_parts(&self) -> Result<(), (String, String)> {
+        let router = &self.router;
+        let sections = [
+            ("queue", router.queue.invalid()),
+            ("retry", router.retry.invalid()),
+            ("breaker", router.breaker.invalid()),
+            ("hedge", router.hedge.invalid()),
+        ];
+        for (section, invalid) in sections {
+            if let Some((key, message)) = invalid {
+                return Err((format!("router.{section}.{key}"), message.to_owned()));
+            }
+        }
+        let identity = &router.identity;
+        identity.check().map_err(|message| ("router.identity".to_owned(), message))?;
+        let knows_somebody = identity.reads_bearer() || router.tls.client_ca_file.is_some();
+        if identity.required && !knows_somebody {
+            let message = "nobody could come in: set api_keys_file, [router.identity.jwt] or [router.tls] client_ca_file";
+            return Err(("router.identity.required".to_owned(), message.to_owned()));
+        }
+        Tenants::build(&self.tenants, None).map_err(|message| ("tenants".to_owned(), message))?;
+        let trace = router.trace.collector().map(drop);
+        trace.map_err(|error| (format!("router.trace.{}", error.key()), error.to_string()))?;
+        let access = router.access_log.check();
+        access.map_err(|error| (format!("router.access_log.{}", error.key()), error.to_string()))
+    }
+
     fn checked(self, path: &Path) -> Result<Self, ConfigError> {
         let refuse = |key: &str, message: String| {
             Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
         };
         let router = &self.router;
-        require_loopback(path, "router.listen_http", router.listen_http)?;
+        if !router.can_leave_loopback() {
+            require_loopback(path, "router.listen_http", router.listen_http)?;
+        }
         require_loopback(path, "router.listen_admin", router.listen_admin)?;
+        if let Err((key, message)) = self.check_parts() {
+            return refuse(&key, message);
+        }
         if !router.score_weights.is_valid() {
             return refuse(
                 "router.score_weights",
@@ -270,10 +367,15 @@ impl Config {
         if router.kv.block_tokens == 0 || router.kv.block_bytes == 0 {
             return refuse("router.kv", "block_tokens and block_bytes must be 1 or more".into());
         }
-        if router.limits.attempts_max == 0 || router.limits.head_bytes_max < 1024 {
+        let limits = &router.limits;
+        if limits.attempts_max == 0
+            || limits.head_bytes_max < 1024
+            || limits.requests_per_slot_max == 0
+        {
             return refuse(
                 "router.limits",
-                "attempts_max must be 1 or more, head_bytes_max 1024 or more".into(),
+                "attempts_max and requests_per_slot_max must be 1 or more, head_bytes_max 1024 or more"
+                    .into(),
             );
         }
         if router.control_socket.is_none() && self.workers.is_empty() {
@@ -285,9 +387,6 @@ impl Config {
         }
         for (i, worker) in self.workers.iter().enumerate() {
             let key = format!("workers[{i}]");
-            if worker.slots == 0 {
-                return refuse(&key, "slots must be 1 or more".into());
-            }
             if worker.model.is_empty() {
                 return refuse(&key, "model must not be empty".into());
             }

@@ -62,12 +62,22 @@ pub struct Client {
     pub out: Vec<u8>,
     /// How the body under way is delimited.
     pub framed: Framed,
+    /// Bytes written so far.
+    pub sent_bytes: u64,
 }
 
 impl Client {
     /// A client with empty buffers.
     pub fn new(watch: Registration, outlet: Outlet, peer: Rc<Peer>) -> Self {
-        Client { watch, outlet, peer, inbuf: Vec::new(), out: Vec::new(), framed: Framed::Nothing }
+        Client {
+            watch,
+            outlet,
+            peer,
+            inbuf: Vec::new(),
+            out: Vec::new(),
+            framed: Framed::Nothing,
+            sent_bytes: 0,
+        }
     }
 
     /// Reads more into `inbuf`; 0 at the end. A request of HTTP/2 is whole already.
@@ -87,7 +97,10 @@ impl Client {
     /// The socket's.
     pub async fn write(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         match &mut self.outlet {
-            Outlet::Http1(stream) => stream.write_all(bytes).await,
+            Outlet::Http1(stream) => {
+                self.sent_bytes += bytes.len() as u64;
+                stream.write_all(bytes).await
+            }
             Outlet::Http2(_) => Ok(()),
         }
     }

@@ -1,6 +1,8 @@
 //! Why a request is refused, and the one place that turns a refusal into HTTP.
 
 use crate::http::head::HeadError;
+use crate::identity::{Denied, IdentityError};
+use crate::meter::{LimitError, LimitKind};
 use crate::openai;
 
 /// A refusal before the first byte of a 200. Each is decided by the router, not by an engine.
@@ -60,12 +62,41 @@ pub enum RequestError {
         /// The method it takes.
         allowed: &'static str,
     },
-    /// The peer may not use this listener.
-    #[error("this listener serves loopback clients only")]
-    PeerNotAllowed,
-    /// The model's queue or the router is full.
+    /// Nobody knows who asks.
+    #[error("{0}")]
+    Identity(IdentityError),
+    /// The caller is known and may not.
+    #[error("{0}")]
+    Denied(Denied),
+    /// A limit of the tenant is reached.
+    #[error("{0}")]
+    Limited(LimitError),
+    /// The model's queue or the router is full; seconds until there may be room.
     #[error("the server is busy: {0}; retry after the time in Retry-After")]
-    Busy(&'static str),
+    Busy(&'static str, u64),
+    /// The first token would come too late for the caller.
+    #[error(
+        "the first token would come after {predicted_ms} ms and is wanted within {within_ms} ms; retry after the time in Retry-After"
+    )]
+    DeadlineMissed {
+        /// When it would come.
+        predicted_ms: u64,
+        /// When it is wanted.
+        within_ms: u64,
+        /// When it may be in time.
+        retry_after_s: u64,
+    },
+    /// A header field of ours has a value that means nothing.
+    #[error("{field}: {message}")]
+    Header {
+        /// The field.
+        field: &'static str,
+        /// What it must hold.
+        message: &'static str,
+    },
+    /// The client hung up; nobody hears this.
+    #[error("the client hung up")]
+    ClientGone,
     /// Workers serve the model, but none is ready.
     #[error("no engine is ready to serve the model `{0}`; retry after the time in Retry-After")]
     NoneReady(String),
@@ -85,7 +116,7 @@ pub struct Refusal {
     /// The OpenAI envelope.
     pub body: Vec<u8>,
     /// Seconds for `Retry-After`.
-    pub retry_after_s: Option<u32>,
+    pub retry_after_s: Option<u64>,
     /// Further header fields.
     pub fields: Vec<(&'static str, &'static str)>,
     /// The connection cannot go on: we did not read, or could not delimit, the body.
@@ -93,7 +124,7 @@ pub struct Refusal {
 }
 
 /// Seconds a client is asked to wait when no better estimate is at hand: a probe interval.
-const RETRY_AFTER_S: u32 = 2;
+const RETRY_AFTER_S: u64 = 2;
 
 impl RequestError {
     /// A short name for metrics.
@@ -109,8 +140,13 @@ impl RequestError {
             RequestError::NotSupported { .. } => "not_supported",
             RequestError::UnknownUrl { .. } => "unknown_url",
             RequestError::Method { .. } => "method",
-            RequestError::PeerNotAllowed => "peer_not_allowed",
-            RequestError::Busy(_) => "busy",
+            RequestError::Identity(error) => error.reason(),
+            RequestError::Denied(denied) => denied.reason(),
+            RequestError::Limited(_) => "tenant_limit",
+            RequestError::Busy(..) => "busy",
+            RequestError::DeadlineMissed { .. } => "deadline",
+            RequestError::Header { .. } => "invalid_header",
+            RequestError::ClientGone => "client_gone",
             RequestError::NoneReady(_) => "none_ready",
             RequestError::EnginesFailed(_) => "engines_failed",
             RequestError::EngineSilent(_) => "engine_silent",
@@ -138,8 +174,32 @@ impl RequestError {
             }
             RequestError::UnknownUrl { .. } => (404, INVALID, None, Some("unknown_url")),
             RequestError::Method { .. } => (405, INVALID, None, Some("method_not_allowed")),
-            RequestError::PeerNotAllowed => (403, "permission_error", None, None),
-            RequestError::Busy(_) => (429, "rate_limit_error", None, Some("queue_full")),
+            RequestError::Identity(IdentityError::KeysUnavailable) => {
+                (503, "server_error", None, Some("identity_unavailable"))
+            }
+            RequestError::Identity(IdentityError::BadCertificate(_) | IdentityError::NoTenant)
+            | RequestError::Denied(_) => {
+                (403, "permission_error", None, Some("insufficient_permissions"))
+            }
+            RequestError::Identity(_) => {
+                (401, "authentication_error", None, Some("invalid_api_key"))
+            }
+            RequestError::Limited(limit) => (
+                429,
+                "rate_limit_error",
+                None,
+                Some(match limit.kind {
+                    LimitKind::Budget => "insufficient_quota",
+                    _ => "rate_limit_exceeded",
+                }),
+            ),
+            RequestError::Busy(..) => (429, "rate_limit_error", None, Some("queue_full")),
+            RequestError::DeadlineMissed { .. } => {
+                (429, "rate_limit_error", None, Some("deadline_unreachable"))
+            }
+            RequestError::Header { .. } => (400, INVALID, None, Some("invalid_header")),
+            // As nginx logs it; nobody reads it.
+            RequestError::ClientGone => (499, INVALID, None, None),
             RequestError::NoneReady(_) => (503, "server_error", None, Some("no_engine_ready")),
             RequestError::EnginesFailed(_) => (502, "server_error", None, Some("engine_failed")),
             RequestError::EngineSilent(_) => (504, "server_error", None, Some("engine_timeout")),
@@ -157,9 +217,17 @@ impl RequestError {
         Refusal {
             status,
             body: openai::error_body(&self.to_string(), kind, param, code),
-            retry_after_s: matches!(status, 429 | 502 | 503).then_some(RETRY_AFTER_S),
+            retry_after_s: match self {
+                RequestError::Limited(limit) => Some(limit.retry_after_s),
+                RequestError::Busy(_, seconds) => Some(*seconds),
+                RequestError::DeadlineMissed { retry_after_s, .. } => Some(*retry_after_s),
+                _ => matches!(status, 429 | 502 | 503).then_some(RETRY_AFTER_S),
+            },
             fields: match self {
                 RequestError::Method { allowed, .. } => vec![("allow", *allowed)],
+                RequestError::Identity(_) if status == 401 => {
+                    vec![("www-authenticate", "Bearer realm=\"cognitora\"")]
+                }
                 _ => Vec::new(),
             },
             close: matches!(
@@ -168,7 +236,7 @@ impl RequestError {
                     | RequestError::HeadTooLong(_)
                     | RequestError::BodyTooLong(_)
                     | RequestError::Chunks
-                    | RequestError::PeerNotAllowed
+                    | RequestError::ClientGone
             ),
         }
     }
@@ -179,12 +247,14 @@ pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         413 => "Content Too Large",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        499 => "Client Closed Request",
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",

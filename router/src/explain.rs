@@ -2,8 +2,8 @@
 
 use dataplane::wire::{Candidate as Row, Explanation};
 
-use crate::admit;
 use crate::candidates::{Tried, gather};
+use crate::error::RequestError;
 use crate::openai::Endpoint;
 use crate::parse;
 use crate::pick::{self, Candidate};
@@ -17,11 +17,12 @@ use crate::tokenize;
 pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanation, String> {
     let endpoint =
         Endpoint::at(path).ok_or_else(|| format!("{path} is not an endpoint that is routed"))?;
-    let call = parse::call(endpoint, body.as_bytes()).map_err(|error| error.to_string())?;
-    let ticket = admit::enter(shard, &call).map_err(|error| error.to_string())?;
-    let model = ticket.model();
+    let call = parse::json_call(endpoint, body.as_bytes()).map_err(|error| error.to_string())?;
+    let view = shard.cluster.view().clone();
+    let unknown = || RequestError::ModelNotFound(call.model.clone()).to_string();
+    let model = view.models.get(&call.model).ok_or_else(unknown)?;
     let prefix = tokenize::prefix(shard, model, &call, body.as_bytes()).await;
-    let weights = ticket.view().weights;
+    let weights = view.weights;
     let gathered = gather(shard, model, endpoint, &prefix, &Tried::default());
     let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
     let watts_max = pick::watts_max(&candidates);

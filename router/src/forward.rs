@@ -6,6 +6,7 @@
 //! event is awaited, so that an engine that dies until then is a failure before the first byte too.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::candidates::Seat;
@@ -13,6 +14,7 @@ use crate::http::body::BodyScanner;
 use crate::http::head::{Field, ResponseHead, is_hop_by_hop};
 use crate::read::Request;
 use crate::shard::Shard;
+use crate::trace::context::TRACEPARENT_BYTES;
 use crate::upstream::{Connection, UpstreamError};
 use crate::usage::Tail;
 use crate::watch::{Phase, Watch};
@@ -33,6 +35,7 @@ pub struct Answer {
     pub body_bytes: usize,
     connection: Option<Connection>,
     watch: Rc<Watch>,
+    lane: usize,
 }
 
 impl Answer {
@@ -102,7 +105,7 @@ impl Answer {
 
     /// Gives the connection back to the pool if the answer was read to its end and it stays open.
     pub fn finish(mut self, shard: &Shard, now: Instant) {
-        self.watch.set_engine(None);
+        self.watch.set_engine(self.lane, None);
         if let Some(connection) = self.connection.take()
             && self.scanner.is_done()
             && self.head.keep_alive
@@ -115,7 +118,70 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         // Before the connection's socket is closed: the watchdog must not meet its number again.
-        self.watch.set_engine(None);
+        self.watch.set_engine(self.lane, None);
+    }
+}
+
+/// One request on its way to one engine.
+#[derive(Clone)]
+pub struct Outgoing<'a> {
+    /// As the client sent it.
+    pub request: &'a Request,
+    /// Its id.
+    pub request_id: Rc<str>,
+    /// The trace's context for this attempt, where traces are recorded; else the client's own passes.
+    pub traceparent: Option<[u8; TRACEPARENT_BYTES]>,
+    /// The client's credential is for us and stays here.
+    pub drops_credentials: bool,
+    /// A body and path that replace the client's, for a stream that goes on.
+    pub instead: Option<(&'a str, &'a [u8])>,
+    /// Which of two engines asked at once this is.
+    pub lane: usize,
+}
+
+impl Outgoing<'_> {
+    fn body(&self) -> &[u8] {
+        self.instead.map_or_else(|| self.request.body(), |(_, body)| body)
+    }
+
+    fn target(&self) -> &str {
+        self.instead.map_or_else(|| self.request.target(), |(path, _)| path)
+    }
+
+    /// The head the engine gets: the client's fields without the hop-by-hop ones and ours.
+    fn head(&self, seat: &Seat) -> Vec<u8> {
+        let request = self.request;
+        let bytes = request.head_bytes();
+        let body = self.body();
+        let room = if body.len() <= ONE_WRITE_BYTES_MAX { body.len() } else { 0 };
+        let mut head = Vec::with_capacity(request.head.length + 192 + room);
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
+        put(&[request.method().as_bytes(), b" ", self.target().as_bytes()]);
+        put(&[b" HTTP/1.1\r\nhost: ", seat.worker.target.authority.as_bytes()]);
+        put(&[b"\r\ncontent-length: ", body.len().to_string().as_bytes()]);
+        put(&[b"\r\nx-request-id: ", self.request_id.as_bytes(), b"\r\n"]);
+        if let Some(traceparent) = &self.traceparent {
+            put(&[b"traceparent: ", traceparent, b"\r\n"]);
+        }
+        let this_hop = named_by_connection(bytes, &request.head.fields);
+        for field in &request.head.fields {
+            let name = &bytes[field.name.clone()];
+            let is_named = this_hop.iter().any(|option| name.eq_ignore_ascii_case(option));
+            if !is_named && self.passes_on(name) {
+                put(&[name, b": ", &bytes[field.value.clone()], b"\r\n"]);
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+
+    fn passes_on(&self, name: &[u8]) -> bool {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        !(is_hop_by_hop(name)
+            || is_ours(name)
+            || is(b"host")
+            || self.drops_credentials && (is(b"authorization") || is(b"x-api-key"))
+            || self.traceparent.is_some() && is(b"traceparent"))
     }
 }
 
@@ -126,18 +192,17 @@ impl Drop for Answer {
 pub async fn send(
     shard: &Shard,
     watch: &Rc<Watch>,
-    request: &Request,
-    request_id: &str,
+    outgoing: &Outgoing<'_>,
     seat: &Seat,
 ) -> Result<Answer, UpstreamError> {
     let limits = &shard.config.limits;
     let address = &seat.worker.target.address;
     let kept = shard.pool.connect(address, limits).await?;
-    match exchange(shard, watch, request, request_id, seat, kept).await {
+    match exchange(shard, watch, outgoing, seat, kept).await {
         Err(UpstreamError::Stale) => {
             shard.stats.retries.with_label_values(&["stale_connection"]).inc();
             let fresh = Connection::open(address, limits).await?;
-            exchange(shard, watch, request, request_id, seat, fresh).await
+            exchange(shard, watch, outgoing, seat, fresh).await
         }
         other => other,
     }
@@ -146,13 +211,12 @@ pub async fn send(
 async fn exchange(
     shard: &Shard,
     watch: &Rc<Watch>,
-    request: &Request,
-    request_id: &str,
+    outgoing: &Outgoing<'_>,
     seat: &Seat,
     connection: Connection,
 ) -> Result<Answer, UpstreamError> {
-    let mut head = head_for(request, request_id, seat);
-    let body = request.body();
+    let mut head = outgoing.head(seat);
+    let body = outgoing.body();
     let mut answer = Answer {
         head: ResponseHead::none(),
         scanner: BodyScanner::new(crate::http::body::Framing::None),
@@ -160,8 +224,10 @@ async fn exchange(
         body_bytes: 0,
         connection: Some(connection),
         watch: Rc::clone(watch),
+        lane: outgoing.lane,
     };
-    watch.set_engine(Some(answer.connection_mut().socket()));
+    let socket = answer.connection_mut().socket();
+    watch.set_engine(outgoing.lane, Some((socket, Arc::clone(&seat.worker.life.given_up))));
     watch.enter(Phase::EngineFirst);
     if body.len() <= ONE_WRITE_BYTES_MAX {
         head.extend_from_slice(body);
@@ -184,41 +250,6 @@ async fn exchange(
     };
     answer.hold(hold).await?;
     Ok(answer)
-}
-
-/// The head the engine gets: the client's fields without the hop-by-hop ones and ours.
-fn head_for(request: &Request, request_id: &str, seat: &Seat) -> Vec<u8> {
-    let bytes = request.head_bytes();
-    let body = request.body();
-    let room = if body.len() <= ONE_WRITE_BYTES_MAX { body.len() } else { 0 };
-    let mut head = Vec::with_capacity(request.head.length + 128 + room);
-    for part in [
-        request.method().as_bytes(),
-        b" ",
-        request.target().as_bytes(),
-        b" HTTP/1.1\r\nhost: ",
-        seat.worker.target.authority.as_bytes(),
-        b"\r\ncontent-length: ",
-        body.len().to_string().as_bytes(),
-        b"\r\nx-request-id: ",
-        request_id.as_bytes(),
-        b"\r\n",
-    ] {
-        head.extend_from_slice(part);
-    }
-    let this_hop = named_by_connection(bytes, &request.head.fields);
-    for field in &request.head.fields {
-        let name = &bytes[field.name.clone()];
-        let is_named = this_hop.iter().any(|option| name.eq_ignore_ascii_case(option));
-        if is_hop_by_hop(name) || is_ours(name) || is_named || name.eq_ignore_ascii_case(b"host") {
-            continue;
-        }
-        for part in [name, b": ", &bytes[field.value.clone()], b"\r\n"] {
-            head.extend_from_slice(part);
-        }
-    }
-    head.extend_from_slice(b"\r\n");
-    head
 }
 
 /// The fields a client declares to be for this hop only (RFC 9110 §7.6.1).

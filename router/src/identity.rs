@@ -156,6 +156,11 @@ impl Identity {
         })
     }
 
+    /// Whether bearer credentials are for us.
+    pub fn reads_bearer(&self) -> bool {
+        self.config.reads_bearer()
+    }
+
     /// What of all a peer shows is to count: a bearer credential where those are known, since it
     /// names one application among several behind a certificate; else the certificate; else where
     /// the peer is.

@@ -11,6 +11,8 @@ pub enum Endpoint {
     Completions,
     /// `POST /v1/embeddings`
     Embeddings,
+    /// Any other `POST` below `/v1/`: responses, messages, rerank, whatever the engine offers.
+    Other,
 }
 
 impl Endpoint {
@@ -20,7 +22,8 @@ impl Endpoint {
             "/v1/chat/completions" => Some(Endpoint::Chat),
             "/v1/completions" => Some(Endpoint::Completions),
             "/v1/embeddings" => Some(Endpoint::Embeddings),
-            _ => None,
+            _ if path == "/v1/models" || path.starts_with("/v1/models/") => None,
+            _ => path.strip_prefix("/v1/").filter(|rest| !rest.is_empty()).map(|_| Endpoint::Other),
         }
     }
 
@@ -30,17 +33,32 @@ impl Endpoint {
             Endpoint::Chat => "chat",
             Endpoint::Completions => "completions",
             Endpoint::Embeddings => "embeddings",
+            Endpoint::Other => "other",
         }
     }
 
-    /// What a worker must offer to serve it.
-    pub fn capability(self) -> Capability {
+    /// What a worker must offer to serve it; `None` where only its engine knows.
+    pub fn capability(self) -> Option<Capability> {
         match self {
-            Endpoint::Chat => Capability::Chat,
-            Endpoint::Completions => Capability::Completions,
-            Endpoint::Embeddings => Capability::Embeddings,
+            Endpoint::Chat => Some(Capability::Chat),
+            Endpoint::Completions => Some(Capability::Completions),
+            Endpoint::Embeddings => Some(Capability::Embeddings),
+            Endpoint::Other => None,
         }
     }
+}
+
+/// An error in the middle of a stream, as one event in the form of the API at `path`.
+pub fn error_event(path: &str, message: &str, code: &str) -> Vec<u8> {
+    // Anthropic's streams name their events, and their errors have no code.
+    if path == "/v1/messages" {
+        let error = serde_json::json!({
+            "type": "error", "error": { "type": "api_error", "message": message }
+        });
+        return format!("event: error\ndata: {error}\n\n").into_bytes();
+    }
+    let error = error_body(message, "server_error", None, Some(code));
+    [b"data: ".as_slice(), &error, b"\n\n"].concat()
 }
 
 /// The error envelope: `{"error":{"message","type","param","code"}}`.

@@ -4,6 +4,8 @@
 //! (`gather.rs`) and everything the page computes from them. Counters and bucket counts are
 //! cumulative; the page takes differences over time, so the router keeps no state for it.
 
+pub mod gather;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -9,6 +9,10 @@ use sonic_rs::{JsonType, JsonValueTrait, LazyValue};
 
 use crate::error::RequestError;
 use crate::openai::Endpoint;
+use crate::read::Request;
+
+/// A model's name in a form is not longer.
+const FORM_VALUE_BYTES_MAX: usize = 256;
 
 /// A request body as far as the router reads it. Ranges are into the body.
 #[derive(Clone, Debug)]
@@ -39,15 +43,51 @@ pub enum Prompt {
     Text(Range<usize>),
     /// `prompt`: token ids.
     Tokens(Range<usize>),
+    /// What an endpoint that the router does not know computes KV for, raw JSON: only its text names it.
+    Opaque(Range<usize>),
     /// Several prompts, or inputs of an embedding: no single prefix.
     Many,
 }
 
-/// Reads `body` for `endpoint`.
+/// Reads what `request` asks of `endpoint`.
 ///
 /// # Errors
 /// [`RequestError::Json`] and [`RequestError::Field`].
-pub fn call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> {
+pub fn call(endpoint: Endpoint, request: &Request) -> Result<Call, RequestError> {
+    match endpoint {
+        Endpoint::Other if !request.is_json() => multipart_call(request.body()),
+        _ => json_call(endpoint, request.body()),
+    }
+}
+
+/// A form, as audio is uploaded in: only its `model` is read.
+fn multipart_call(body: &[u8]) -> Result<Call, RequestError> {
+    let model = form_field(body, b"name=\"model\"")
+        .ok_or_else(|| field("model", "you must provide a `model` parameter"))?;
+    Ok(Call {
+        endpoint: Endpoint::Other,
+        model,
+        stream: false,
+        prompt: Prompt::Many,
+        cache_salt: None,
+    })
+}
+
+/// The value of a short text field of a form (RFC 7578): what follows its part's empty line, up to the
+/// next line.
+fn form_field(body: &[u8], name: &[u8]) -> Option<String> {
+    let part = &body[memchr::memmem::find(body, name)? + name.len()..];
+    let value = &part[memchr::memmem::find(part, b"\r\n\r\n")? + 4..];
+    let end = memchr::memmem::find(value, b"\r\n")?;
+    let value = std::str::from_utf8(value.get(..end)?).ok()?;
+    (1..=FORM_VALUE_BYTES_MAX).contains(&value.len()).then(|| value.to_owned())
+}
+
+/// Reads a JSON `body` for `endpoint`.
+///
+/// # Errors
+/// [`RequestError::Json`] and [`RequestError::Field`].
+pub fn json_call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> {
     let text = std::str::from_utf8(body).map_err(|error| {
         RequestError::Json(format!("not UTF-8 at byte {}", error.valid_up_to()))
     })?;
@@ -72,6 +112,7 @@ pub fn call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> {
         Endpoint::Chat => chat_prompt(text, &found)?,
         Endpoint::Completions => completion_prompt(text, &found)?,
         Endpoint::Embeddings => embedding_input(&found)?,
+        Endpoint::Other => opaque_prompt(text, &found),
     };
     Ok(Call { endpoint, model, stream, prompt, cache_salt })
 }
@@ -162,6 +203,17 @@ fn embedding_input(found: &Fields<'_>) -> Result<Prompt, RequestError> {
     }
 }
 
+/// `messages` of Anthropic's API, `input` of responses, whatever is there.
+fn opaque_prompt(text: &str, found: &Fields<'_>) -> Prompt {
+    let value = [&found.messages, &found.input, &found.prompt].into_iter().flatten().next();
+    match value {
+        Some(value) if value.as_raw_str().len() > 2 => {
+            Prompt::Opaque(offset_in(text, value.as_raw_str()))
+        }
+        _ => Prompt::Many,
+    }
+}
+
 fn array<'a, 'b>(
     value: Option<&'b LazyValue<'a>>,
     param: &'static str,
@@ -194,7 +246,7 @@ mod tests {
     use super::*;
 
     fn chat(body: &str) -> Result<Call, RequestError> {
-        call(Endpoint::Chat, body.as_bytes())
+        json_call(Endpoint::Chat, body.as_bytes())
     }
 
     #[test]
@@ -228,12 +280,15 @@ mod tests {
         ] {
             assert!(matches!(chat(body), Err(RequestError::Json(_))), "{body:?} {:?}", chat(body));
         }
-        assert!(matches!(call(Endpoint::Chat, b"{\"a\":\"\xff\"}"), Err(RequestError::Json(_))));
+        assert!(matches!(
+            json_call(Endpoint::Chat, b"{\"a\":\"\xff\"}"),
+            Err(RequestError::Json(_))
+        ));
     }
 
     #[test]
     fn wrong_types_name_the_field() {
-        let param = |endpoint, body: &str| match call(endpoint, body.as_bytes()) {
+        let param = |endpoint, body: &str| match json_call(endpoint, body.as_bytes()) {
             Err(RequestError::Field { param, .. }) => param,
             other => panic!("{body}: {other:?}"),
         };
@@ -254,7 +309,7 @@ mod tests {
 
     #[test]
     fn prompts_are_told_apart() {
-        let prompt = |body: &str| call(Endpoint::Completions, body.as_bytes()).unwrap().prompt;
+        let prompt = |body: &str| json_call(Endpoint::Completions, body.as_bytes()).unwrap().prompt;
         assert!(matches!(prompt(r#"{"model":"m","prompt":"x"}"#), Prompt::Text(_)));
         assert!(matches!(prompt(r#"{"model":"m","prompt":[ 1,2]}"#), Prompt::Tokens(_)));
         assert!(matches!(prompt(r#"{"model":"m","prompt":["a","b"]}"#), Prompt::Many));
@@ -263,7 +318,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bodies_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = call(Endpoint::Chat, &bytes);
+            let _ = json_call(Endpoint::Chat, &bytes);
         }
 
         #[test]

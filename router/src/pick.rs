@@ -50,6 +50,10 @@ pub enum Exclusion {
     Draining,
     /// It already failed this request.
     Tried,
+    /// It failed too often lately.
+    BreakerOpen,
+    /// It is much worse than its peers.
+    Ejected,
 }
 
 impl Exclusion {
@@ -60,6 +64,8 @@ impl Exclusion {
             Exclusion::NotReady => "not ready",
             Exclusion::Draining => "draining",
             Exclusion::Tried => "already failed this request",
+            Exclusion::BreakerOpen => "its circuit breaker is open",
+            Exclusion::Ejected => "much worse than its peers",
         }
     }
 }

@@ -43,6 +43,9 @@ pub async fn round(shard: &Rc<Shard>) {
                         if healthy && worker.worker.epoch == 0 {
                             worker.life.cache.clear();
                         }
+                        if healthy {
+                            worker.life.breaker.reset();
+                        }
                         let now = if healthy { "up" } else { "down" };
                         tracing::info!(worker = worker.worker.id, "worker is {now}");
                     }

@@ -70,6 +70,19 @@ impl Request {
         }
     }
 
+    /// Whether the body is JSON, as far as the client says: anything but a form.
+    pub fn is_json(&self) -> bool {
+        let bytes = self.head_bytes();
+        let is_type = |field: &&crate::http::head::Field| {
+            bytes[field.name.clone()].eq_ignore_ascii_case(b"content-type")
+        };
+        let form = b"multipart/form-data";
+        !self.head.fields.iter().find(is_type).is_some_and(|field| {
+            let value = &bytes[field.value.clone()];
+            value.len() >= form.len() && value[..form.len()].eq_ignore_ascii_case(form)
+        })
+    }
+
     /// The bytes behind this request: the beginning of the next one, if the client pipelines.
     pub fn into_rest(mut self) -> Vec<u8> {
         self.bytes.drain(..self.consumed);

@@ -129,6 +129,7 @@ impl Client {
     /// [`ClientGone`].
     pub async fn flush(&mut self) -> Result<(), ClientGone> {
         self.watch.enter(Phase::Client);
+        self.sent_bytes += self.out.len() as u64;
         match &mut self.outlet {
             Outlet::Http1(stream) => {
                 if !self.out.is_empty() {

@@ -6,24 +6,18 @@
 //! an OpenAI error with the right status; from the first byte of the relay on the status is the
 //! engine's.
 
-use std::time::Instant;
-
-use crate::candidates::{Seat, Tried};
 use crate::connection::Client;
+use crate::dispatch::{self, Wanted};
 use crate::error::RequestError;
-use crate::forward::{self, Answer};
-use crate::openai::Endpoint;
-use crate::parse::{self, Call};
 use crate::read::{self, Request};
-use crate::relay::{self, Decided, Relayed};
+use crate::record::{Record, fresh_id};
+use crate::relay::{self, Relayed};
 use crate::shard::Shard;
-use crate::tokenize::{self, Prefix};
-use crate::upstream::UpstreamError;
-use crate::watch::Verdict;
-use crate::{admit, authenticate, candidates, local};
+use crate::trace::request_trace::Step;
+use crate::{admit, authenticate, local, parse, tokenize};
 
-/// A request id of a client may have so many characters; longer ones are replaced.
-const REQUEST_ID_CHARS_MAX: usize = 128;
+/// A deadline further away than this is none: one day.
+const DEADLINE_MS_MAX: u64 = 86_400_000;
 
 /// Reads and serves one request of HTTP/1.1. The caller goes on while the answer is
 /// [`Relayed::KeepAlive`].
@@ -37,34 +31,41 @@ pub async fn serve(shard: &Shard, client: &mut Client) -> Relayed {
 
 /// Serves a request that was read, over whichever protocol.
 pub async fn run(shard: &Shard, client: &mut Client, request: Request) -> Relayed {
-    let started = Instant::now();
+    let mut record = Record::begin(shard, client, &request);
     client.watch.begin();
-    let request_id = request_id(shard, &request);
-    let (endpoint, answered) = if local::is_local(&request) {
-        let answered = match authenticate::peer(client.peer.address) {
-            Ok(()) => Ok(local::answer(shard, client, &request, &request_id).await),
-            Err(error) => Err(error),
-        };
-        ("local", answered)
-    } else {
-        let endpoint = Endpoint::at(request.path()).map_or("unknown", Endpoint::as_str);
-        (endpoint, answer(shard, client, &request, &request_id, started).await)
+    let answered = match local::is_local(shard, &request) {
+        true => answer_here(shard, client, &request, &mut record).await,
+        false => answer(shard, client, &request, &mut record).await,
     };
     let relayed = match answered {
         Ok(relayed) => relayed,
         Err(error) => {
             let keep_alive = request.head.keep_alive && !shard.is_draining();
-            refuse(shard, client, endpoint, &request_id, &error, keep_alive).await
+            record.refused(&error);
+            refuse(shard, client, &record, &error, keep_alive).await
         }
     };
     client.watch.end();
+    record.close(shard, client, &request);
     client.inbuf = request.into_rest();
     relayed
 }
 
-/// Refuses a request that could not be read.
-pub async fn refuse_unread(shard: &Shard, client: &mut Client, error: &RequestError) -> Relayed {
-    refuse(shard, client, "none", &fresh_id(shard), error, false).await
+/// The router's own URLs. Health is for everybody, the rest for those who may.
+async fn answer_here(
+    shard: &Shard,
+    client: &mut Client,
+    request: &Request,
+    record: &mut Record,
+) -> Result<Relayed, RequestError> {
+    record.endpoint = "local";
+    if !local::is_open(request) {
+        let caller = authenticate::caller(shard, &client.peer, request)?;
+        local::may(&caller, request).map_err(RequestError::Denied)?;
+        record.caller = Some(caller);
+    }
+    let caller = record.caller.as_deref();
+    Ok(local::answer(shard, client, request, caller, &record.request_id).await)
 }
 
 /// The phases behind *read*.
@@ -72,121 +73,63 @@ async fn answer(
     shard: &Shard,
     client: &mut Client,
     request: &Request,
-    request_id: &str,
-    started: Instant,
+    record: &mut Record,
 ) -> Result<Relayed, RequestError> {
-    let endpoint = local::endpoint(request)?;
-    let call = parse::call(endpoint, request.body())?;
-    authenticate::peer(client.peer.address)?;
-    let mut ticket = admit::enter(shard, &call)?;
+    let endpoint = local::endpoint(shard, request)?;
+    record.endpoint = endpoint.as_str();
+    let call = parse::call(endpoint, request)?;
+    record.called(&call);
+    let caller = authenticate::caller(shard, &client.peer, request)?;
+    record.called_by(&caller);
+    let deadline_ms = deadline_ms(request)?;
+    let mut ticket = admit::enter(shard, &call, caller)?;
+
+    let tokenizing = record.enter(Step::Tokenize);
     let prefix = tokenize::prefix(shard, ticket.model(), &call, request.body()).await;
-    let (seat, answer) =
-        dispatch(shard, client, request, request_id, &call, &mut ticket, &prefix).await?;
-    shard
-        .stats
-        .requests
-        .with_label_values(&[endpoint.as_str(), &answer.head.status.to_string()])
-        .inc();
-    let decided = Decided { seat: &seat, prefix: &prefix, request_id, started };
-    Ok(relay::answer(shard, client, request, &decided, answer).await)
+    record.leave(tokenizing);
+
+    let queueing = record.enter(Step::Queue);
+    let place = admit::place(shard, &mut ticket, &call, &prefix, deadline_ms, &client.watch).await;
+    record.leave(queueing);
+    record.queued = ticket.placed().map(|placed| placed - record.started);
+    place?;
+
+    let wanted = Wanted { request, call: &call, prefix: &prefix };
+    let (seat, answer) = dispatch::send(shard, client, &wanted, &mut ticket, record).await?;
+    Ok(relay::answer(shard, client, &wanted, &mut ticket, seat, answer, record).await)
 }
 
-/// *pick* and *forward*, on another worker after a failure, until one begins to answer.
-async fn dispatch(
-    shard: &Shard,
-    client: &mut Client,
-    request: &Request,
-    request_id: &str,
-    call: &Call,
-    ticket: &mut admit::Ticket,
-    prefix: &Prefix,
-) -> Result<(Seat, Answer), RequestError> {
-    let watch = client.watch.handle();
-    let mut tried = Tried::default();
-    let mut failure = UpstreamError::Connect;
-    while tried.len() < shard.config.limits.attempts_max {
-        let deciding = Instant::now();
-        let Some(seat) = candidates::seat(shard, ticket, call.endpoint, prefix, &tried) else {
-            break;
-        };
-        shard.stats.decision.observe(deciding.elapsed().as_secs_f64());
-        match forward::send(shard, &watch, request, request_id, &seat).await {
-            // Loading or overloaded: another worker may do better, if there is one.
-            Ok(answer) if answer.head.status == 503 && has_other(shard, ticket, call, &tried) => {
-                shard.stats.retries.with_label_values(&["engine_503"]).inc();
-                tried.add(&seat.worker);
-            }
-            Ok(answer) => return Ok((seat, answer)),
-            Err(error) => {
-                match watch.verdict() {
-                    Some(Verdict::FirstByteLate | Verdict::EngineStalled) => {
-                        let limit = shard.config.limits.first_byte_s_max;
-                        return Err(RequestError::EngineSilent(limit));
-                    }
-                    Some(Verdict::TooLong) => {
-                        let limit = shard.config.limits.request_s_max;
-                        return Err(RequestError::EngineSilent(limit));
-                    }
-                    // Nobody is left to hear it; the write of the refusal will fail.
-                    Some(Verdict::ClientGone | Verdict::ClientSlow) => {
-                        shard.stats.clients_gone.inc();
-                        return Err(RequestError::EnginesFailed("the client hung up"));
-                    }
-                    Some(Verdict::Drained) | None => {}
-                }
-                if forward::is_down(error) {
-                    seat.worker.life.healthy.store(false, std::sync::atomic::Ordering::Relaxed);
-                }
-                shard.stats.retries.with_label_values(&["engine_failed"]).inc();
-                failure = error;
-                tried.add(&seat.worker);
-            }
-        }
-        ticket.refresh();
-    }
-    if tried.is_empty() {
-        return Err(RequestError::NoneReady(call.model.clone()));
-    }
-    Err(RequestError::EnginesFailed(match failure {
-        UpstreamError::Connect => "cannot connect",
-        UpstreamError::Malformed => "malformed answer",
-        UpstreamError::Ended | UpstreamError::Stale => "connection ended early",
-        UpstreamError::TimedOut => "no answer in time",
-    }))
-}
-
-/// Whether a worker would be left if the one just asked counted as tried.
-fn has_other(shard: &Shard, ticket: &admit::Ticket, call: &Call, tried: &Tried) -> bool {
-    let capability = call.endpoint.capability();
-    let ready = ticket.model().workers.iter().filter(|w| w.exclusion(capability).is_none()).count();
-    tried.len() + 1 < ready.min(shard.config.limits.attempts_max)
+/// Refuses a request that could not be read.
+pub async fn refuse_unread(shard: &Shard, client: &mut Client, error: &RequestError) -> Relayed {
+    count_refusal(shard, "none", error);
+    client.refuse(error, &fresh_id(shard), false).await
 }
 
 async fn refuse(
     shard: &Shard,
     client: &mut Client,
-    endpoint: &str,
-    request_id: &str,
+    record: &Record,
     error: &RequestError,
     keep_alive: bool,
 ) -> Relayed {
+    count_refusal(shard, record.endpoint, error);
+    client.refuse(error, &record.request_id, keep_alive).await
+}
+
+fn count_refusal(shard: &Shard, endpoint: &str, error: &RequestError) {
     shard.stats.refusals.with_label_values(&[error.reason()]).inc();
-    let status = error.status().to_string();
-    shard.stats.requests.with_label_values(&[endpoint, &status]).inc();
-    client.refuse(error, request_id, keep_alive).await
+    shard.stats.requests.with_label_values(&[endpoint, &error.status().to_string()]).inc();
 }
 
-/// The client's own id where it can stand in a header again, else a fresh one.
-fn request_id(shard: &Shard, request: &Request) -> String {
-    let sent = request.head.request_id.clone().and_then(|range| {
-        std::str::from_utf8(&request.head_bytes()[range]).ok().map(str::to_owned)
-    });
-    sent.filter(|id| {
-        (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
-    })
-    .unwrap_or_else(|| fresh_id(shard))
-}
-
-fn fresh_id(shard: &Shard) -> String {
-    format!("req-{:016x}", shard.next_id())
+/// `x-cgn-deadline-ms`: the first token is worth nothing after so many milliseconds.
+fn deadline_ms(request: &Request) -> Result<Option<u64>, RequestError> {
+    let Some(range) = request.head.deadline.clone() else { return Ok(None) };
+    let value = std::str::from_utf8(&request.head_bytes()[range]).ok();
+    match value.and_then(|value| value.parse::<u64>().ok()) {
+        Some(ms) if (1..=DEADLINE_MS_MAX).contains(&ms) => Ok(Some(ms)),
+        _ => Err(RequestError::Header {
+            field: "x-cgn-deadline-ms",
+            message: "must be a whole number of milliseconds, 1 to 86400000",
+        }),
+    }
 }

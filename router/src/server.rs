@@ -16,20 +16,30 @@ use monoio::time::TimeDriver;
 use monoio::{FusionDriver, FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Socket, Type};
 
+use crate::access::log::{AccessBuffer, AccessLog};
 use crate::cluster::Cluster;
 use crate::config::{Config, Router};
 use crate::front::Front;
+use crate::hall::{BellEnd, Bells};
 use crate::handover::{self, Listeners, Predecessor};
+use crate::identity::{Identity, ReloadError};
+use crate::record::Recorder;
 use crate::shard::Shard;
+use crate::shard::Shared;
 use crate::stats::Stats;
 use crate::tls::files::TlsFileError;
+use crate::trace::context::{Ids, Sampler};
+use crate::trace::outbox::Outbox;
 use crate::watch::TICK;
-use crate::{connection, follow, probe};
+use crate::{connection, house};
 
 /// Connections the kernel may hold before we accept them.
 const BACKLOG: i32 = 4_096;
+/// The disk gets so long for the last lines of the access log.
+const ACCESS_CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no file descriptors left), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -66,6 +76,12 @@ pub enum StartError {
     /// Certificate or key cannot be served.
     #[error("{0}")]
     Tls(#[from] TlsFileError),
+    /// Keys or tenants cannot be used.
+    #[error("{0}")]
+    Identity(#[from] ReloadError),
+    /// The access log cannot be opened.
+    #[error("[router.access_log] path: {0}")]
+    AccessLog(std::io::Error),
     /// Metrics could not be declared.
     #[error("metrics: {0}")]
     Stats(#[from] prometheus::Error),
@@ -75,6 +91,7 @@ pub enum StartError {
 pub struct Server {
     cluster: Arc<Cluster>,
     stats: Arc<Stats>,
+    access: Option<AccessLog>,
     threads: Vec<std::thread::JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     drain: Duration,
@@ -103,13 +120,17 @@ impl Server {
         // One trial on this thread: an error here is a line for a person, in a thread it is not.
         drop(runtime().map_err(StartError::Runtime)?);
         let stats = Arc::new(Stats::new()?);
+        let identity = Arc::new(Identity::open(&router.identity, &config.tenants)?);
+        let access = AccessLog::start(&router.access_log).map_err(StartError::AccessLog)?;
+        let outbox = Arc::new(Outbox::new(router.trace.queue_spans_max));
+        let (bells, bell_ends) = Bells::new(cores).map_err(StartError::Runtime)?;
         let clients = Arc::new(Front::clients());
         if router.tls.is_on() {
             let loaded = router.tls.load()?;
             stats.tls_certificate_expiry.set(loaded.expires_unix_s.try_into().unwrap_or(i64::MAX));
             clients.serve_with(loaded.config);
         }
-        let cluster = Arc::new(Cluster::new(&router));
+        let cluster = Arc::new(Cluster::new(&router, Arc::new(bells)));
         let workers = config.workers.iter().map(|worker| worker.to_worker()).collect();
         cluster.apply(Snapshot { version: 0, workers, weights: None }, false);
         let stop = Arc::new(AtomicBool::new(false));
@@ -124,9 +145,22 @@ impl Server {
             .enumerate()
             .map(|(core, listeners)| (Role::Data { core }, listeners))
             .chain([(Role::House, listeners.admin)]);
+        let shared = Shared {
+            config: Arc::clone(&router),
+            cluster: Arc::clone(&cluster),
+            stats: Arc::clone(&stats),
+            identity,
+        };
+        let mut bell_ends = bell_ends.into_iter();
         for (at, (role, listeners)) in plan.enumerate() {
-            let (router, cluster) = (Arc::clone(&router), Arc::clone(&cluster));
-            let (stats, stop) = (Arc::clone(&stats), Arc::clone(&stop));
+            let (shared, stop) = (shared.clone(), Arc::clone(&stop));
+            let bell = bell_ends.next();
+            let tracing = Tracing {
+                outbox: Arc::clone(&outbox),
+                access: access.as_ref().map(AccessLog::buffer),
+                seed: random_seed().map_err(StartError::Runtime)?,
+                address: http,
+            };
             let front = match role {
                 Role::Data { .. } => Arc::clone(&clients),
                 Role::House => Arc::new(Front::admin()),
@@ -136,8 +170,8 @@ impl Server {
             let thread = std::thread::Builder::new()
                 .name(role.thread_name())
                 .spawn(move || {
-                    let part = Part { role, listeners, front, clients, seed };
-                    run_thread(part, router, cluster, stats, &stop);
+                    let part = Part { role, listeners, front, clients, bell, tracing, seed };
+                    run_thread(part, shared, &stop);
                 })
                 .map_err(StartError::Thread)?;
             threads.push(thread);
@@ -153,7 +187,7 @@ impl Server {
             };
             handover::offer(path, offered, leave).map_err(StartError::Handover)?;
         }
-        Ok(Server { cluster, stats, threads, stop, drain, http, admin })
+        Ok(Server { cluster, stats, access, threads, stop, drain, http, admin })
     }
 
     /// Stops accepting, lets requests in flight finish within `drain_s_max`, then ends the threads.
@@ -168,6 +202,11 @@ impl Server {
         for thread in self.threads {
             // A thread that panicked has ended the process already.
             let _ = thread.join();
+        }
+        if let Some(access) = self.access
+            && !access.close(ACCESS_CLOSE_MAX)
+        {
+            tracing::warn!("the last lines of the access log may be lost");
         }
     }
 }
@@ -264,19 +303,50 @@ struct Part {
     front: Arc<Front>,
     /// What the clients' listeners speak; the house thread keeps it fresh.
     clients: Arc<Front>,
+    /// Its end of the doorbell; the house thread has none, since nobody waits there.
+    bell: Option<BellEnd>,
+    tracing: Tracing,
     seed: u64,
 }
 
-fn run_thread(
-    part: Part,
-    config: Arc<Router>,
-    cluster: Arc<Cluster>,
-    stats: Arc<Stats>,
-    stop: &AtomicBool,
-) {
-    let Part { role, listeners, front, clients, seed } = part;
+/// What a recorder is made of, on the thread that uses it.
+struct Tracing {
+    outbox: Arc<Outbox>,
+    access: Option<AccessBuffer>,
+    seed: [u64; 2],
+    address: SocketAddr,
+}
+
+impl Tracing {
+    fn recorder(self, config: &Router) -> Recorder {
+        Recorder {
+            ids: Ids::new(self.seed),
+            sampler: Sampler::new(config.trace.sample_ratio),
+            exports: config.trace.otlp_url.is_some(),
+            outbox: self.outbox,
+            access: self.access,
+            address: self.address.ip().to_string(),
+            port: self.address.port(),
+        }
+    }
+}
+
+/// Trace ids must not meet those of another process.
+fn random_seed() -> std::io::Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| std::io::Error::other("no randomness"))?;
+    let number = u128::from_le_bytes(bytes);
+    Ok([(number >> 64) as u64, number as u64])
+}
+
+fn run_thread(part: Part, shared: Shared, stop: &AtomicBool) {
+    let Part { role, listeners, front, clients, bell, tracing, seed } = part;
+    let core = match role {
+        Role::Data { core } => core,
+        Role::House => usize::MAX,
+    };
     if let Role::Data { core } = role
-        && config.pin_cores
+        && shared.config.pin_cores
         && let Err(error) = pin(core)
     {
         tracing::warn!(core, %error, "cannot pin the thread; it runs unpinned");
@@ -290,16 +360,15 @@ fn run_thread(
         }
     };
     runtime.block_on(async move {
-        let shard = Shard::new(config, cluster, stats, front, seed);
+        let recorder = tracing.recorder(&shared.config);
+        let shard = Shard::new(shared, front, recorder, core, seed);
         if let Role::House = role {
-            monoio::spawn(probe::run(Rc::clone(&shard)));
-            if shard.config.tls.is_on() {
-                monoio::spawn(reload_certificate(Rc::clone(&shard), clients));
-            }
-            if let Some(path) = shard.config.control_socket.clone() {
-                let shard = Rc::clone(&shard);
-                monoio::spawn(async move { follow::run(shard, &path).await });
-            }
+            house::start(&shard, clients);
+        }
+        if let Some(end) = bell {
+            let clock = Rc::clone(&shard);
+            let listen = Rc::clone(&shard.waiters).listen(end, move || clock.cluster.now_ms());
+            monoio::spawn(listen);
         }
         let leaving = Rc::new(RefCell::new(Canceller::new()));
         for listener in listeners {
@@ -356,8 +425,12 @@ async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, stop: &AtomicBool
     let idle_max = Duration::from_millis(shard.config.limits.drain_idle_ms_max);
     let mut draining_since = None;
     while !stop.load(Relaxed) {
+        let slept = Instant::now();
         monoio::time::sleep(TICK).await;
+        let stall = slept.elapsed().saturating_sub(TICK);
+        shard.stats.loop_stall.observe(stall.as_secs_f64());
         shard.watchdog.tick();
+        shard.flush_records();
         if shard.is_draining() {
             let since = *draining_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= idle_max || shard.front.is_admin {
@@ -367,31 +440,6 @@ async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, stop: &AtomicBool
                 let fresh = std::mem::take(&mut *leaving.borrow_mut()).cancel();
                 *leaving.borrow_mut() = fresh;
             }
-        }
-    }
-}
-
-/// Looks at the certificate's files for ever, and serves with what they hold once they changed.
-async fn reload_certificate(shard: Rc<Shard>, clients: Arc<Front>) {
-    let tls = &shard.config.tls;
-    let pause = Duration::from_secs(tls.reload_s.max(1));
-    let mut stamp = tls.stamp();
-    loop {
-        monoio::time::sleep(pause).await;
-        let now = tls.stamp();
-        if now == stamp {
-            continue;
-        }
-        match tls.load() {
-            Ok(loaded) => {
-                let expiry = loaded.expires_unix_s.try_into().unwrap_or(i64::MAX);
-                shard.stats.tls_certificate_expiry.set(expiry);
-                clients.serve_with(loaded.config);
-                stamp = now;
-                tracing::info!("the certificate was read again");
-            }
-            // Half written, perhaps: the old one stays in force, and the next look tries again.
-            Err(error) => tracing::warn!(%error, "the old certificate stays in force"),
         }
     }
 }

@@ -8,13 +8,31 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use prometheus::{Counter, IntCounter};
+
 use crate::cluster::Cluster;
 use crate::config::Router;
 use crate::front::Front;
+use crate::hall::Waiters;
+use crate::identity::{Identity, IdentityCache};
+use crate::record::Recorder;
 use crate::stats::Stats;
 use crate::tokenize::TokenCache;
 use crate::upstream::Pool;
 use crate::watch::Watchdog;
+
+/// What the cores share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The configuration in force.
+    pub config: Arc<Router>,
+    /// The workers.
+    pub cluster: Arc<Cluster>,
+    /// The counters.
+    pub stats: Arc<Stats>,
+    /// Who may come in.
+    pub identity: Arc<Identity>,
+}
 
 /// Everything one core owns.
 pub struct Shard {
@@ -30,6 +48,17 @@ pub struct Shard {
     pub pool: Pool,
     /// Time limits of this core's connections.
     pub watchdog: Rc<Watchdog>,
+    /// Who may come in, shared.
+    pub identity: Arc<Identity>,
+    /// Tokens and certificates verified lately.
+    pub callers: RefCell<IdentityCache>,
+    /// Those who wait for a place.
+    pub waiters: Rc<Waiters>,
+    /// What records of requests are written with.
+    pub recorder: Recorder,
+    bytes_in: IntCounter,
+    cpu: Counter,
+    bytes_out: IntCounter,
     /// Prompts tokenized lately.
     pub tokens: RefCell<TokenCache>,
     /// Nothing is accepted any more.
@@ -37,26 +66,59 @@ pub struct Shard {
     next_id: Cell<u64>,
 }
 
+fn core_name(core: usize) -> String {
+    match core {
+        usize::MAX => "house".to_owned(),
+        core => core.to_string(),
+    }
+}
+
 impl Shard {
-    /// A shard whose request ids and tie-breaks begin at `seed`.
+    /// Core number `core`, whose request ids and tie-breaks begin at `seed`.
     pub fn new(
-        config: Arc<Router>,
-        cluster: Arc<Cluster>,
-        stats: Arc<Stats>,
+        shared: Shared,
         front: Arc<Front>,
+        recorder: Recorder,
+        core: usize,
         seed: u64,
     ) -> Rc<Self> {
+        let Shared { config, cluster, stats, identity } = shared;
         Rc::new(Shard {
             watchdog: Rc::new(Watchdog::new(&config.limits)),
             tokens: RefCell::new(TokenCache::new(config.kv.token_cache_entries_max)),
             pool: Pool::default(),
             has_left: Cell::new(false),
+            waiters: Rc::new(Waiters::new(core, Arc::clone(&cluster.bells))),
+            callers: RefCell::new(IdentityCache::new()),
+            identity,
+            recorder,
+            cpu: stats.cpu.with_label_values(&[&core_name(core)]),
+            bytes_in: stats.bytes.with_label_values(&["in"]),
+            bytes_out: stats.bytes.with_label_values(&["out"]),
             next_id: Cell::new(seed),
             config,
             cluster,
             stats,
             front,
         })
+    }
+
+    /// Counts the bytes of one request's body and of its answer.
+    pub fn count_bytes(&self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in.inc_by(bytes_in);
+        self.bytes_out.inc_by(bytes_out);
+    }
+
+    /// Hands what was recorded over to those who write it down.
+    pub fn flush_records(&self) {
+        if let Some(access) = &self.recorder.access {
+            access.flush();
+        }
+        // Time on the CPU is the thread's own to read.
+        if let Ok(spent) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID) {
+            let seconds = spent.tv_sec() as f64 + spent.tv_nsec() as f64 / 1e9;
+            self.cpu.inc_by((seconds - self.cpu.get()).max(0.0));
+        }
     }
 
     /// Whether the process is on its way out: what is here is served, and told to go elsewhere.

@@ -2,15 +2,19 @@
 //!
 //! Names follow `cgn_router_<noun>_<unit>[_total]`, base units, the engines' own words.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::cluster::Cluster;
+use crate::identity::Identity;
+use crate::openmetrics;
+use crate::openmetrics::exemplars::{Exemplars, Series};
 
 /// Buckets for what a user waits for: 1 ms to 2 min, about ×2.
 const WAIT_SECONDS: [f64; 17] = [
@@ -42,6 +46,8 @@ pub struct Stats {
     pub decision: Histogram,
     /// Attempts after the first, by what made them necessary.
     pub retries: IntCounterVec,
+    /// Attempts that the retry budget did not pay.
+    pub retries_refused: IntCounter,
     /// Prompts by how they were cut into blocks.
     pub tokenize: IntCounterVec,
     /// Prompt tokens, as engines counted them.
@@ -64,6 +70,40 @@ pub struct Stats {
     pub tls_handshake_failures: IntCounter,
     /// When the certificate served ends.
     pub tls_certificate_expiry: IntGauge,
+    /// Time spent waiting for a place.
+    pub queue_wait: Histogram,
+    /// Requests refused by a limit of their tenant.
+    pub limited: IntCounterVec,
+    /// Requests begun, by tenant.
+    pub tenant_requests: IntCounterVec,
+    /// Tokens counted, by tenant and kind.
+    pub tenant_tokens: IntCounterVec,
+    /// Workers ejected, by cause.
+    pub ejections: IntCounterVec,
+    /// Second workers asked for a first token, by who won.
+    pub hedges: IntCounterVec,
+    /// Streams that were to go on elsewhere, by how that ended.
+    pub resumed: IntCounterVec,
+    /// Bytes of requests in and answers out.
+    pub bytes: IntCounterVec,
+    /// How late a core's clock struck.
+    pub loop_stall: Histogram,
+    /// CPU time of each core's thread.
+    pub cpu: CounterVec,
+    /// Failed fetches of the token issuer's keys.
+    pub jwks_fetch_failures: IntCounter,
+    /// First tokens of requests that are traced, by bucket.
+    pub ttft_exemplars: Arc<Series>,
+    /// Spans that found the outbox full.
+    pub spans_dropped: IntCounter,
+    /// Lines that found the log's writer busy.
+    pub lines_dropped: IntCounter,
+    /// Reads of streams that were passed on: tokens, or a few at once.
+    pub stream_parts: IntCounter,
+    exemplars: Exemplars,
+    queue_requests: IntGaugeVec,
+    breaker_state: IntGaugeVec,
+    tenant_running: IntGaugeVec,
     picks: IntCounterVec,
     worker_inflight: IntGaugeVec,
     worker_ready: IntGaugeVec,
@@ -82,6 +122,7 @@ impl Stats {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let declare = Declare(&registry);
+        let exemplars = Exemplars::default();
         Ok(Stats {
             requests: declare.counters(
                 "requests_total",
@@ -115,6 +156,10 @@ impl Stats {
                 &OWN_SECONDS,
             )?,
             retries: declare.counters("retries_total", "Attempts after the first.", &["cause"])?,
+            retries_refused: declare.counter(
+                "retries_refused_total",
+                "Attempts that the retry budget did not pay for.",
+            )?,
             tokenize: declare.counters(
                 "tokenize_total",
                 "Prompts by how they were cut into blocks.",
@@ -146,6 +191,89 @@ impl Stats {
                 "tls_certificate_expiry_seconds",
                 "When the certificate served ends, Unix time; 0 without TLS.",
             )?,
+            queue_wait: declare.histogram(
+                "queue_wait_seconds",
+                "Time requests waited for a place at a worker.",
+                &WAIT_SECONDS,
+            )?,
+            limited: declare.counters(
+                "limited_total",
+                "Requests refused by a limit of their tenant.",
+                &["tenant", "kind"],
+            )?,
+            tenant_requests: declare.counters(
+                "tenant_requests_total",
+                "Requests begun, by tenant.",
+                &["tenant"],
+            )?,
+            tenant_tokens: declare.counters(
+                "tenant_tokens_total",
+                "Tokens counted against a tenant's limits.",
+                &["tenant", "kind"],
+            )?,
+            ejections: declare.counters(
+                "worker_ejections_total",
+                "Workers rested because they were much worse than their peers.",
+                &["worker", "cause"],
+            )?,
+            hedges: declare.counters(
+                "hedges_total",
+                "First tokens that were asked of a second worker too, by who was first.",
+                &["result"],
+            )?,
+            resumed: declare.counters(
+                "streams_resumed_total",
+                "Streams whose worker failed, by what became of them.",
+                &["result"],
+            )?,
+            bytes: declare.counters("bytes_total", "Bytes of bodies.", &["direction"])?,
+            loop_stall: declare.histogram(
+                "loop_stall_seconds",
+                "How late a core's clock struck.",
+                &OWN_SECONDS,
+            )?,
+            cpu: {
+                let options = opts("cpu_seconds_total", "CPU time of a core's thread.");
+                let counter = CounterVec::new(options, &["core"])?;
+                registry.register(Box::new(counter.clone()))?;
+                counter
+            },
+            jwks_fetch_failures: declare.counter(
+                "jwks_fetch_failures_total",
+                "Failed fetches of the token issuer's keys.",
+            )?,
+            ttft_exemplars: exemplars.declare(
+                "cgn_router_time_to_first_token_seconds",
+                &[],
+                &WAIT_SECONDS,
+            ),
+            spans_dropped: declare.counter(
+                "trace_spans_dropped_total",
+                "Spans dropped because the collector did not keep up.",
+            )?,
+            lines_dropped: declare.counter(
+                "access_lines_dropped_total",
+                "Lines of the access log dropped because the disk did not keep up.",
+            )?,
+            stream_parts: declare.counter(
+                "stream_parts_total",
+                "Reads of streamed answers passed on: one token or a few each.",
+            )?,
+            queue_requests: declare.gauges(
+                "queue_requests",
+                "Requests that wait for a place.",
+                &["model"],
+            )?,
+            breaker_state: declare.gauges(
+                "breaker_state",
+                "0 closed, 1 half open, 2 open.",
+                &["worker"],
+            )?,
+            tenant_running: declare.gauges(
+                "tenant_running",
+                "Requests of a tenant being worked on.",
+                &["tenant"],
+            )?,
             picks: declare.counters("picks_total", "Requests given to a worker.", &["worker"])?,
             worker_inflight: declare.gauges(
                 "worker_inflight_requests",
@@ -173,41 +301,76 @@ impl Stats {
                 gauge
             },
             started: Instant::now(),
+            exemplars,
             registry,
         })
     }
 
     /// The exposition text. Per-worker figures are read off the cluster here, not on the path.
-    pub fn render(&self, cluster: &Cluster) -> Vec<u8> {
+    pub fn render(
+        &self,
+        cluster: &Cluster,
+        identity: &Identity,
+        open_metrics: bool,
+    ) -> (&'static str, Vec<u8>) {
+        self.refresh(cluster, identity);
+        let families = self.registry.gather();
+        if open_metrics {
+            let text = openmetrics::render(&families, &self.exemplars);
+            return (openmetrics::CONTENT_TYPE, text.into_bytes());
+        }
+        let mut text = Vec::with_capacity(16 << 10);
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+            tracing::error!(%error, "metrics cannot be rendered");
+        }
+        ("text/plain; version=0.0.4", text)
+    }
+
+    /// Seconds since the process started.
+    pub fn uptime_s(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// What is read where it lies, not counted on the path.
+    fn refresh(&self, cluster: &Cluster, identity: &Identity) {
         let view = cluster.view();
-        for vector in [&self.worker_inflight, &self.worker_blocks, &self.worker_ready] {
+        let now_ms = cluster.now_ms();
+        for vector in [
+            &self.worker_inflight,
+            &self.worker_blocks,
+            &self.worker_ready,
+            &self.breaker_state,
+            &self.queue_requests,
+            &self.tenant_running,
+        ] {
             vector.reset();
         }
         self.picks.reset();
         for worker in view.workers() {
             let id = worker.worker.id.as_str();
-            let ready = worker
-                .worker
-                .capabilities
-                .first()
-                .is_some_and(|&capability| worker.exclusion(capability).is_none());
+            let ready = worker.is_ready(now_ms);
             self.worker_inflight
                 .with_label_values(&[id])
                 .set(i64::from(worker.life.inflight.load(Relaxed)));
             self.worker_blocks
                 .with_label_values(&[id])
                 .set(worker.life.cache.capacity_blocks().try_into().unwrap_or(i64::MAX));
+            let breaker = worker.life.breaker.state() as i64;
+            self.breaker_state.with_label_values(&[id]).set(breaker);
             self.worker_ready.with_label_values(&[id, &worker.worker.model]).set(ready.into());
             self.picks.with_label_values(&[id]).inc_by(worker.life.picked.load(Relaxed));
         }
+        for model in view.models.values() {
+            let waiting = i64::from(model.life.waiting());
+            self.queue_requests.with_label_values(&[model.name.as_str()]).set(waiting);
+        }
         self.index_blocks.set(cluster.index.len().try_into().unwrap_or(i64::MAX));
         self.snapshot_version.set(view.version.try_into().unwrap_or(i64::MAX));
-        self.uptime.set(self.started.elapsed().as_secs_f64());
-        let mut text = Vec::with_capacity(16 << 10);
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics cannot be rendered");
+        for tenant in identity.tenants().iter() {
+            let running = i64::from(tenant.meter.running());
+            self.tenant_running.with_label_values(&[tenant.name.as_str()]).set(running);
         }
-        text
+        self.uptime.set(self.uptime_s());
     }
 }
 
@@ -273,8 +436,10 @@ mod tests {
     fn every_name_is_declared_once_and_carries_the_prefix() {
         let stats = Stats::new().unwrap();
         stats.requests.with_label_values(&["chat", "200"]).inc();
-        let cluster = Cluster::new(&crate::config::Router::default());
-        let text = String::from_utf8(stats.render(&cluster)).unwrap();
+        let cluster = Cluster::new(&crate::config::Router::default(), Arc::default());
+        let identity = Identity::open(&crate::identity::IdentityConfig::default(), &[]).unwrap();
+        let (_, text) = stats.render(&cluster, &identity, false);
+        let text = String::from_utf8(text).unwrap();
         assert!(text.contains("cgn_router_requests_total{endpoint=\"chat\",status=\"200\"} 1"));
         assert!(text.lines().filter(|l| !l.starts_with('#')).all(|l| l.starts_with("cgn_router_")));
     }

@@ -16,12 +16,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use dataplane::digest::{Digest, Unit, of_text, of_tokens, seed};
-use dataplane::wire::{Capability, EngineKind};
+use dataplane::wire::EngineKind;
 use serde::Deserialize;
 use sonic_rs::JsonValueTrait;
 
 use crate::cluster::{ModelView, WorkerView};
 use crate::config::KvMode;
+use crate::openai::Endpoint;
 use crate::parse::{Call, Prompt};
 use crate::shard::Shard;
 
@@ -72,6 +73,14 @@ impl Prefix {
         }
     }
 
+    /// Tokens of the prompt, estimated from its text where nothing else is known.
+    pub fn tokens_estimated(&self, tokens_per_byte: f32) -> u64 {
+        match self.prompt_tokens {
+            0 => (self.text_bytes as f64 * f64::from(tokens_per_byte)) as u64,
+            tokens => tokens,
+        }
+    }
+
     /// Tokens in so many leading blocks, never more than the prompt has.
     pub fn tokens_in(&self, blocks: usize) -> u64 {
         ((blocks as f64 * self.tokens_per_block) as u64).min(self.prompt_tokens)
@@ -93,8 +102,8 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         count("given");
         return exact(shard, call, &tokens, text_bytes);
     }
-    if mode == KvMode::Auto {
-        if let Some(worker) = tokenizing_worker(model, call.endpoint.capability()) {
+    if mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_)) {
+        if let Some(worker) = tokenizing_worker(model, call.endpoint, shard.cluster.now_ms()) {
             let key = short_hash(call, body);
             if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
                 count("cached");
@@ -107,9 +116,10 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
                 shard.tokens.borrow_mut().keep(key, entry);
                 return prefix;
             }
-        } else if model.workers.len() < 2 {
-            return Prefix::none(text_bytes);
         }
+    }
+    if mode == KvMode::Auto && model.workers.len() < 2 {
+        return Prefix::none(text_bytes);
     }
     count("text");
     text(shard, call, body, text_bytes)
@@ -155,7 +165,7 @@ fn text_ranges(prompt: &Prompt) -> Vec<Range<usize>> {
     match prompt {
         Prompt::Chat { messages, tools: None } => vec![open(messages)],
         Prompt::Chat { messages, tools: Some(tools) } => vec![tools.clone(), open(messages)],
-        Prompt::Text(text) => vec![open(text)],
+        Prompt::Text(text) | Prompt::Opaque(text) => vec![open(text)],
         Prompt::Tokens(_) | Prompt::Many => Vec::new(),
     }
 }
@@ -170,11 +180,15 @@ fn short_hash(call: &Call, body: &[u8]) -> u128 {
 }
 
 /// The least busy worker whose engine can tokenize.
-fn tokenizing_worker(model: &ModelView, capability: Capability) -> Option<Arc<WorkerView>> {
+fn tokenizing_worker(
+    model: &ModelView,
+    endpoint: Endpoint,
+    now_ms: u64,
+) -> Option<Arc<WorkerView>> {
     model
         .workers
         .iter()
-        .filter(|worker| worker.can_tokenize() && worker.exclusion(capability).is_none())
+        .filter(|worker| worker.can_tokenize() && worker.exclusion(endpoint, now_ms).is_none())
         .min_by_key(|worker| worker.life.inflight.load(Relaxed))
         .map(Arc::clone)
 }
@@ -204,7 +218,7 @@ async fn ask(shard: &Shard, worker: &WorkerView, call: &Call, body: &[u8]) -> Op
             let model = serde_json::Value::from(call.model.as_str());
             format!("{{\"model\":{model},\"prompt\":{}}}", raw(text))
         }
-        (_, Prompt::Tokens(_) | Prompt::Many) => return None,
+        (_, Prompt::Tokens(_) | Prompt::Opaque(_) | Prompt::Many) => return None,
     };
     let answer = post(shard, worker, "/tokenize", question.as_bytes()).await?;
     sonic_rs::from_slice::<Tokens>(&answer).ok().map(|answer| answer.tokens)
@@ -264,7 +278,6 @@ impl TokenCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openai::Endpoint;
 
     #[test]
     fn the_cache_keeps_the_youngest_within_its_limit() {
@@ -284,7 +297,7 @@ mod tests {
     #[test]
     fn a_conversation_that_goes_on_keeps_its_text() {
         let text = |body: &str| {
-            let call = crate::parse::call(Endpoint::Chat, body.as_bytes()).unwrap();
+            let call = crate::parse::json_call(Endpoint::Chat, body.as_bytes()).unwrap();
             text_ranges(&call.prompt).into_iter().map(|r| body[r].to_owned()).collect::<String>()
         };
         let one =

@@ -32,6 +32,11 @@ impl Tail {
         self.0.is_empty() || self.0.ends_with(b"\n\n") || self.0.ends_with(b"\r\n\r\n")
     }
 
+    /// Whether a stream said itself that it is over.
+    pub fn ends_stream(&self) -> bool {
+        self.0.trim_ascii_end().ends_with(b"[DONE]")
+    }
+
     /// What the engine counted, as far as it said.
     pub fn usage(&self) -> Usage {
         let number = |key: &str| number_after(&self.0, key);

@@ -9,6 +9,8 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -72,10 +74,9 @@ pub enum ClientEnd {
 }
 
 /// One connection (or one stream of HTTP/2) under watch.
-#[derive(Debug)]
 pub struct Watch {
     client: ClientEnd,
-    engine: Cell<Option<RawFd>>,
+    engines: RefCell<[Option<(RawFd, Arc<AtomicBool>)>; 2]>,
     phase: Cell<Phase>,
     since: Cell<u64>,
     begun: Cell<Option<u64>>,
@@ -102,9 +103,16 @@ impl Watch {
         self.begun.set(None);
     }
 
-    /// Names the engine's socket; `None` before that socket is closed or given away.
-    pub fn set_engine(&self, engine: Option<RawFd>) {
-        self.engine.set(engine);
+    /// Names the engine's socket, and the flag by which its worker is given up; `None` before that socket is closed or given away.
+    /// Two lanes, since a first token may be asked of two workers.
+    pub fn set_engine(&self, lane: usize, engine: Option<(RawFd, Arc<AtomicBool>)>) {
+        self.engines.borrow_mut()[lane] = engine;
+    }
+
+    /// Whether a worker it waits for drains for too long.
+    fn is_given_up(&self) -> bool {
+        let given_up = |(_, flag): &(RawFd, Arc<AtomicBool>)| flag.load(Relaxed);
+        self.engines.borrow().iter().flatten().any(given_up)
     }
 
     /// What the watchdog did to this connection, if anything.
@@ -137,16 +145,14 @@ impl Watch {
             return;
         }
         self.verdict.set(Some(verdict));
-        let socket = match (verdict, self.client) {
-            (Verdict::ClientSlow, ClientEnd::Plain(socket) | ClientEnd::Tls(socket)) => {
-                Some(socket)
-            }
-            (Verdict::ClientSlow, ClientEnd::Stream) => None,
-            _ => self.engine.get(),
-        };
-        if let Some(socket) = socket {
-            // Already closed by the other side: then the read ends without our help.
+        // Already closed by the other side: then the read ends without our help.
+        let end = |socket| {
             let _ = shutdown(socket, Shutdown::Both);
+        };
+        match (verdict, self.client) {
+            (Verdict::ClientSlow, ClientEnd::Plain(socket) | ClientEnd::Tls(socket)) => end(socket),
+            (Verdict::ClientSlow, ClientEnd::Stream) => {}
+            _ => self.engines.borrow().iter().flatten().for_each(|(socket, _)| end(*socket)),
         }
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
@@ -172,6 +178,8 @@ impl Watch {
             Some(Verdict::ClientGone)
         } else if phase.is_for_the_client() && too_long {
             Some(Verdict::TooLong)
+        } else if phase.is_for_the_client() && waited > 0 && self.is_given_up() {
+            Some(Verdict::Drained)
         } else {
             None
         }
@@ -206,7 +214,6 @@ struct TickLimits {
 }
 
 /// All connections of one core.
-#[derive(Debug)]
 pub struct Watchdog {
     ticks: Rc<Cell<u64>>,
     watches: RefCell<Vec<Rc<Watch>>>,
@@ -235,7 +242,7 @@ impl Watchdog {
         let mut watches = self.watches.borrow_mut();
         let watch = Rc::new(Watch {
             client,
-            engine: Cell::new(None),
+            engines: RefCell::default(),
             phase: Cell::new(Phase::ClientIdle),
             since: Cell::new(self.ticks.get()),
             begun: Cell::new(None),
@@ -292,7 +299,6 @@ impl Watchdog {
 }
 
 /// A watch for as long as its connection lives.
-#[derive(Debug)]
 pub struct Registration {
     watch: Rc<Watch>,
     watchdog: Rc<Watchdog>,
@@ -362,7 +368,7 @@ mod tests {
             let (engine, _far_engine) = UnixStream::pair().unwrap();
             let watchdog = Rc::new(Watchdog::new(&limits()));
             let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
-            watch.set_engine(Some(engine.as_raw_fd()));
+            watch.set_engine(0, Some((engine.as_raw_fd(), Arc::default())));
             watch.enter(phase);
             ticks(&watchdog, limit + 1);
             assert_eq!(watch.verdict(), None, "{phase:?}");
@@ -379,7 +385,7 @@ mod tests {
         let (engine, mut far_engine) = UnixStream::pair().unwrap();
         let watchdog = Rc::new(Watchdog::new(&limits()));
         let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
-        watch.set_engine(Some(engine.as_raw_fd()));
+        watch.set_engine(0, Some((engine.as_raw_fd(), Arc::default())));
         watch.enter(Phase::EngineNext);
         ticks(&watchdog, 5);
         assert_eq!(watch.verdict(), None);

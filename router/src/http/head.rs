@@ -55,6 +55,18 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// `x-request-id`, if the client sent one.
     pub request_id: Option<Range<usize>>,
+    /// `authorization`.
+    pub authorization: Option<Range<usize>>,
+    /// `x-api-key`.
+    pub api_key: Option<Range<usize>>,
+    /// `x-cgn-deadline-ms`.
+    pub deadline: Option<Range<usize>>,
+    /// `traceparent`; `None` also where it was sent twice.
+    pub traceparent: Option<Range<usize>>,
+    /// `tracestate`.
+    pub tracestate: Option<Range<usize>>,
+    /// `accept`.
+    pub accept: Option<Range<usize>>,
     /// Bytes of the head, blank line included.
     pub length: usize,
 }
@@ -163,14 +175,15 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     };
     let mut facts = Facts::default();
     let mut fields = Vec::with_capacity(parsed.headers.len());
-    let (mut expects_continue, mut request_id) = (false, None);
+    let mut expects_continue = false;
+    let mut known = Known::default();
     for header in parsed.headers.iter() {
         facts.note(header.name, header.value)?;
         let value = range_in(bytes, header.value);
         if header.name.eq_ignore_ascii_case("expect") {
             expects_continue = header.value.eq_ignore_ascii_case(b"100-continue");
-        } else if header.name.eq_ignore_ascii_case("x-request-id") {
-            request_id = Some(value.clone());
+        } else {
+            known.note(header.name, &value);
         }
         fields.push(Field { name: range_in(bytes, header.name.as_bytes()), value });
     }
@@ -190,9 +203,48 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
         keep_alive: facts.stays_open(minor == 0),
         is_http_10: minor == 0,
         expects_continue,
-        request_id,
+        request_id: known.request_id,
+        authorization: known.authorization,
+        api_key: known.api_key,
+        deadline: known.deadline,
+        traceparent: known.traceparent.filter(|_| !known.is_traced_twice),
+        tracestate: known.tracestate,
+        accept: known.accept,
         length,
     }))
+}
+
+/// Where the fields lie that the router reads.
+#[derive(Default)]
+struct Known {
+    request_id: Option<Range<usize>>,
+    authorization: Option<Range<usize>>,
+    api_key: Option<Range<usize>>,
+    deadline: Option<Range<usize>>,
+    traceparent: Option<Range<usize>>,
+    is_traced_twice: bool,
+    tracestate: Option<Range<usize>>,
+    accept: Option<Range<usize>>,
+}
+
+impl Known {
+    fn note(&mut self, name: &str, value: &Range<usize>) {
+        // By length first: most fields are none of these.
+        let (known, place) = match name.len() {
+            6 => ("accept", &mut self.accept),
+            9 => ("x-api-key", &mut self.api_key),
+            10 => ("tracestate", &mut self.tracestate),
+            11 => ("traceparent", &mut self.traceparent),
+            12 => ("x-request-id", &mut self.request_id),
+            13 => ("authorization", &mut self.authorization),
+            17 => ("x-cgn-deadline-ms", &mut self.deadline),
+            _ => return,
+        };
+        if name.eq_ignore_ascii_case(known) {
+            let before = place.replace(value.clone());
+            self.is_traced_twice |= known == "traceparent" && before.is_some();
+        }
+    }
 }
 
 /// Parses a response head at the start of `bytes`; `None` until all of it is there.

@@ -136,7 +136,7 @@ fn continued(asked: &Asked<'_>, kind: EngineKind, sent: &Transcript) -> Result<S
             prompt = continued_prompt(asked, kind, sent)?;
             changes.push(("prompt", Some(prompt.as_str())));
         }
-        Endpoint::Embeddings => return Err(Unsafe::NotText),
+        Endpoint::Embeddings | Endpoint::Other => return Err(Unsafe::NotText),
     }
     Ok(asked.body.with(&changes))
 }

@@ -343,6 +343,7 @@ fn operation(endpoint: Endpoint) -> &'static str {
         Endpoint::Chat => "chat",
         Endpoint::Completions => "text_completion",
         Endpoint::Embeddings => "embeddings",
+        Endpoint::Other => "other",
     }
 }
 

@@ -1,0 +1,58 @@
+//! What an answer costs its tenant, and what the client is told of its limits.
+
+use crate::admit::{Ticket, unix_ms};
+use crate::connection::Client;
+use crate::meter::Allowance;
+use crate::record::Record;
+use crate::shard::Shard;
+use crate::tokenize::Prefix;
+
+/// Writes OpenAI's `x-ratelimit-*` fields, for a tenant that has limits.
+pub fn tell(client: &mut Client, record: &Record) {
+    let Some(caller) = &record.caller else { return };
+    let limits = caller.tenant.meter.limits();
+    if limits.requests_per_minute == 0 && limits.tokens_per_minute == 0 {
+        return;
+    }
+    let view = caller.tenant.meter.headers(unix_ms());
+    let mut put = |names: [&str; 3], allowance: Option<Allowance>| {
+        let Some(allowance) = allowance else { return };
+        client.field(names[0].as_bytes(), allowance.limit.to_string().as_bytes());
+        client.field(names[1].as_bytes(), allowance.remaining.to_string().as_bytes());
+        let reset = format!("{}ms", allowance.reset_ms);
+        client.field(names[2].as_bytes(), reset.as_bytes());
+    };
+    let of_requests = [
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+    ];
+    put(of_requests, view.requests);
+    let of_tokens =
+        ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+    put(of_tokens, view.tokens);
+}
+
+/// Notes the tokens of an answer against its tenant: the engine's own counts, or where it said none
+/// (a stream without `include_usage`, or one broken off) the prompt's estimate and a token a part.
+pub fn charge(shard: &Shard, ticket: &Ticket, record: &Record, prefix: &Prefix, parts: u32) {
+    if record.status != 200 {
+        return;
+    }
+    let usage = &record.usage;
+    let estimated = || prefix.tokens_estimated(shard.cluster.tokens_per_byte());
+    let prompt = usage.prompt_tokens.unwrap_or_else(estimated);
+    let said = if record.stream { u64::from(parts) } else { 0 };
+    let completion = usage.completion_tokens.unwrap_or(said);
+    ticket.tokens.set(prompt.saturating_add(completion));
+    let tenant = ticket.caller().tenant.name.as_str();
+    for (kind, tokens) in [
+        ("prompt", prompt),
+        ("cached", usage.cached_tokens.unwrap_or(0)),
+        ("completion", completion),
+    ] {
+        if tokens > 0 {
+            shard.stats.tenant_tokens.with_label_values(&[tenant, kind]).inc_by(tokens);
+        }
+    }
+}
