@@ -57,7 +57,7 @@ pub fn chunks(bytes: &[u8]) {
 
 /// A request body: its ranges are JSON of their own; what serde_json refuses is refused.
 pub fn call(bytes: &[u8]) {
-    for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Embeddings] {
+    for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Embeddings, Endpoint::Other] {
         let Ok(call) = parse::json_call(endpoint, bytes) else { continue };
         match call.prompt {
             Prompt::Chat { messages, tools } => {
@@ -66,6 +66,7 @@ pub fn call(bytes: &[u8]) {
             }
             Prompt::Text(text) => assert!(bytes[text].starts_with(b"\"")),
             Prompt::Tokens(tokens) => assert!(bytes[tokens].starts_with(b"[")),
+            Prompt::Opaque(opaque) => assert!(bytes[opaque].len() > 2),
             Prompt::Many => {}
         }
     }

@@ -120,6 +120,7 @@ pub fn enter(shard: &Shard, call: &Call, caller: Arc<Caller>) -> Result<Ticket, 
         return Err(RequestError::Busy("too many requests are in flight", 1));
     }
     shard.stats.requests_running.inc();
+    shard.stats.tenant_requests.with_label_values(&[caller.tenant.name.as_str()]).inc();
     Ok(Ticket {
         model: call.model.clone(),
         life: Arc::clone(&model.life),

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::admit::unix_ms;
@@ -47,6 +48,10 @@ async fn look_at_cluster(shard: Rc<Shard>) {
         ticks = ticks.wrapping_add(1);
         shard.cluster.call_waiting();
         if ticks.is_multiple_of(CLUSTER_LOOK_TICKS) {
+            if let Some(lines) = &shard.recorder.lines {
+                let dropped = lines.dropped.load(Relaxed) + lines.failed.load(Relaxed);
+                shard.stats.lines_dropped.inc_by(dropped - shard.stats.lines_dropped.get());
+            }
             shard.cluster.look(|worker, cause| {
                 let id = worker.worker.id.as_str();
                 shard.stats.ejections.with_label_values(&[id, cause]).inc();

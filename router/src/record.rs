@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::access::log::AccessBuffer;
+use crate::access::log::{AccessBuffer, LineCounts};
 use crate::access::{AccessLine, End};
 use crate::admit::unix_ms;
 use crate::cluster::WorkerView;
@@ -35,6 +35,8 @@ pub struct Recorder {
     pub outbox: Arc<Outbox>,
     /// Lines on their way to the log.
     pub access: Option<AccessBuffer>,
+    /// How the lines fared.
+    pub lines: Option<Arc<LineCounts>>,
     /// Where clients come in, for `server.address`.
     pub address: String,
     /// Its port.

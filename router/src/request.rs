@@ -9,6 +9,7 @@
 use crate::connection::Client;
 use crate::dispatch::{self, Wanted};
 use crate::error::RequestError;
+use crate::openai::Endpoint;
 use crate::read::{self, Request};
 use crate::record::{Record, fresh_id};
 use crate::relay::{self, Relayed};
@@ -77,7 +78,16 @@ async fn answer(
 ) -> Result<Relayed, RequestError> {
     let endpoint = local::endpoint(shard, request)?;
     record.endpoint = endpoint.as_str();
-    let call = parse::call(endpoint, request)?;
+    let call = parse::call(endpoint, request).map_err(|error| match error {
+        // Nothing says that this is an endpoint at all.
+        RequestError::Field { param: "model", .. } if endpoint == Endpoint::Other => {
+            RequestError::UnknownUrl {
+                method: request.method().to_owned(),
+                path: request.path().to_owned(),
+            }
+        }
+        other => other,
+    })?;
     record.called(&call);
     let caller = authenticate::caller(shard, &client.peer, request)?;
     record.called_by(&caller);

@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Socket, Type};
 
-use crate::access::log::{AccessBuffer, AccessLog};
+use crate::access::log::{AccessBuffer, AccessLog, LineCounts};
 use crate::cluster::Cluster;
 use crate::config::{Config, Router};
 use crate::front::Front;
@@ -158,6 +158,7 @@ impl Server {
             let tracing = Tracing {
                 outbox: Arc::clone(&outbox),
                 access: access.as_ref().map(AccessLog::buffer),
+                lines: access.as_ref().map(AccessLog::counts),
                 seed: random_seed().map_err(StartError::Runtime)?,
                 address: http,
             };
@@ -313,6 +314,7 @@ struct Part {
 struct Tracing {
     outbox: Arc<Outbox>,
     access: Option<AccessBuffer>,
+    lines: Option<Arc<LineCounts>>,
     seed: [u64; 2],
     address: SocketAddr,
 }
@@ -325,6 +327,7 @@ impl Tracing {
             exports: config.trace.otlp_url.is_some(),
             outbox: self.outbox,
             access: self.access,
+            lines: self.lines,
             address: self.address.ip().to_string(),
             port: self.address.port(),
         }

@@ -102,20 +102,20 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         count("given");
         return exact(shard, call, &tokens, text_bytes);
     }
-    if mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_)) {
-        if let Some(worker) = tokenizing_worker(model, call.endpoint, shard.cluster.now_ms()) {
-            let key = short_hash(call, body);
-            if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
-                count("cached");
-                return exact_from(shard, digests, prompt_tokens, text_bytes);
-            }
-            if let Some(tokens) = ask(shard, &worker, call, body).await {
-                count("engine");
-                let prefix = exact(shard, call, &tokens, text_bytes);
-                let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
-                shard.tokens.borrow_mut().keep(key, entry);
-                return prefix;
-            }
+    let is_exact = mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_));
+    let now_ms = shard.cluster.now_ms();
+    if is_exact && let Some(worker) = tokenizing_worker(model, call.endpoint, now_ms) {
+        let key = short_hash(call, body);
+        if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
+            count("cached");
+            return exact_from(shard, digests, prompt_tokens, text_bytes);
+        }
+        if let Some(tokens) = ask(shard, &worker, call, body).await {
+            count("engine");
+            let prefix = exact(shard, call, &tokens, text_bytes);
+            let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
+            shard.tokens.borrow_mut().keep(key, entry);
+            return prefix;
         }
     }
     if mode == KvMode::Auto && model.workers.len() < 2 {

@@ -73,10 +73,13 @@ pub enum ClientEnd {
     Stream,
 }
 
+/// An engine's socket, and the flag by which its worker is given up.
+type Engine = (RawFd, Arc<AtomicBool>);
+
 /// One connection (or one stream of HTTP/2) under watch.
 pub struct Watch {
     client: ClientEnd,
-    engines: RefCell<[Option<(RawFd, Arc<AtomicBool>)>; 2]>,
+    engines: RefCell<[Option<Engine>; 2]>,
     phase: Cell<Phase>,
     since: Cell<u64>,
     begun: Cell<Option<u64>>,
@@ -105,13 +108,13 @@ impl Watch {
 
     /// Names the engine's socket, and the flag by which its worker is given up; `None` before that socket is closed or given away.
     /// Two lanes, since a first token may be asked of two workers.
-    pub fn set_engine(&self, lane: usize, engine: Option<(RawFd, Arc<AtomicBool>)>) {
+    pub fn set_engine(&self, lane: usize, engine: Option<Engine>) {
         self.engines.borrow_mut()[lane] = engine;
     }
 
     /// Whether a worker it waits for drains for too long.
     fn is_given_up(&self) -> bool {
-        let given_up = |(_, flag): &(RawFd, Arc<AtomicBool>)| flag.load(Relaxed);
+        let given_up = |(_, flag): &Engine| flag.load(Relaxed);
         self.engines.borrow().iter().flatten().any(given_up)
     }
 

@@ -25,45 +25,6 @@ use std::collections::BTreeSet;
 use engine::Engine;
 use process::Router;
 
-/// Metrics that are documented and not counted yet. A name that is declared has to leave this list.
-const METRICS_NOT_YET: &[&str] = &[
-    "cgn_router_access_lines_dropped_total",
-    "cgn_router_breaker_state",
-    "cgn_router_bytes_total",
-    "cgn_router_cpu_seconds_total",
-    "cgn_router_hedges_total",
-    "cgn_router_http2_streams",
-    "cgn_router_jwks_fetch_failures_total",
-    "cgn_router_limited_total",
-    "cgn_router_loop_stall_seconds",
-    "cgn_router_queue_requests",
-    "cgn_router_queue_wait_seconds",
-    "cgn_router_stream_parts_total",
-    "cgn_router_streams_resumed_total",
-    "cgn_router_tenant_requests_total",
-    "cgn_router_tenant_running",
-    "cgn_router_tenant_tokens_total",
-    "cgn_router_tls_certificate_expiry_seconds",
-    "cgn_router_tls_handshake_failures_total",
-    "cgn_router_trace_spans_dropped_total",
-    "cgn_router_worker_ejections_total",
-];
-
-/// Headers that are documented and not read or written yet; as above.
-const HEADERS_NOT_YET: &[&str] = &[
-    "authorization",
-    "traceparent",
-    "tracestate",
-    "x-cgn-deadline-ms",
-    "x-cgn-priority",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-remaining-tokens",
-    "x-ratelimit-reset-requests",
-    "x-ratelimit-reset-tokens",
-];
-
 /// What a router shows after an answer, a refusal and a failed engine: most vectors have a child.
 fn scrape() -> String {
     let good = Engine::ok();
@@ -81,21 +42,14 @@ fn scrape() -> String {
 fn each_documented_metric_is_declared_and_each_declared_one_documented() {
     let (documented, declared) = (metrics::documented(), metrics::declared());
     for (name, said) in &documented {
-        let is_awaited = METRICS_NOT_YET.contains(&name.as_str());
-        match declared.get(name) {
-            None => assert!(is_awaited, "docs/METRICS.md: the router has no {name}"),
-            Some(found) => {
-                assert!(!is_awaited, "{name} is declared; take it off METRICS_NOT_YET");
-                assert!(found.kind.is_none() || found.kind == said.kind, "{name}: {found:?}");
-                assert!(found.labels.is_none() || found.labels == said.labels, "{name}: {found:?}");
-            }
-        }
+        let Some(found) = declared.get(name) else {
+            panic!("docs/METRICS.md: the router has no {name}");
+        };
+        assert!(found.kind.is_none() || found.kind == said.kind, "{name}: {found:?}");
+        assert!(found.labels.is_none() || found.labels == said.labels, "{name}: {found:?}");
     }
     for name in declared.keys() {
         assert!(documented.contains_key(name), "docs/METRICS.md has no row for {name}");
-    }
-    for name in METRICS_NOT_YET {
-        assert!(documented.contains_key(*name), "METRICS_NOT_YET: {name} is not documented");
     }
 }
 
@@ -115,7 +69,7 @@ fn what_a_running_router_exposes_is_documented_with_type_and_labels() {
     // A metric without labels is there from the start.
     for (name, said) in &documented {
         let is_plain = said.labels.as_ref().is_some_and(BTreeSet::is_empty);
-        let is_there = exposed.contains_key(name) || METRICS_NOT_YET.contains(&name.as_str());
+        let is_there = exposed.contains_key(name);
         assert!(!is_plain || is_there, "{name} is documented and not exposed");
     }
 }
@@ -125,17 +79,12 @@ fn each_documented_header_is_in_the_source_and_each_of_ours_documented() {
     let (documented, ours) = (headers::documented(), headers::ours());
     assert!(ours.contains("x-cgn-worker"), "headers::ours no longer reads the source: {ours:?}");
     for name in &documented {
-        let is_awaited = HEADERS_NOT_YET.contains(&name.as_str());
         let is_there = headers::is_in_source(name, &ours);
-        assert!(is_there || is_awaited, "docs/HEADERS.md: the router knows no {name}");
-        assert!(!(is_there && is_awaited), "{name} is known; take it off HEADERS_NOT_YET");
+        assert!(is_there, "docs/HEADERS.md: the router knows no {name}");
     }
     for pattern in &ours {
         let is_said = documented.iter().any(|name| headers::matches(pattern, name));
         assert!(is_said, "docs/HEADERS.md has no row for {pattern}");
-    }
-    for name in HEADERS_NOT_YET {
-        assert!(documented.contains(*name), "HEADERS_NOT_YET: {name} is not documented");
     }
 }
 

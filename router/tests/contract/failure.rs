@@ -185,7 +185,7 @@ fn a_full_queue_is_a_429_with_retry_after() {
         std::thread::sleep(Duration::from_secs(2));
         stream.write_all(&json("{}")).is_ok()
     });
-    let router = Router::start("[router.limits]\nrequests_per_slot_max = 2\n", &worker(&engine, 1));
+    let router = Router::start("[router.queue]\nentries_max = 0\n", &worker(&engine, 1));
     let mut waiting: Vec<_> = (0..2).map(|_| router.client()).collect();
     for client in &mut waiting {
         client.send(post(CHAT, "", &chat("x")));
