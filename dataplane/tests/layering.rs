@@ -27,6 +27,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const DATA_PLANES: &[&str] = &["dataplane", "rdma", "tuning", "router", "kvstore"];
 /// What those may not reach by normal dependencies, however far down.
 const RUNTIMES: &[&str] = &["tokio", "tonic", "hyper"];
+/// Who may use tokio below that floor: HTTP/2 is `h2`, which reads and writes through tokio's I/O traits
+/// and starts nothing. A data plane that feeds it names the same traits, and no feature of tokio.
+const IO_TRAIT_USERS: &[&str] = &["h2", "tokio-util"];
 /// The only module of `control` that `agent` may name.
 const CONTROL_API: &str = "control::api";
 
@@ -168,12 +171,45 @@ fn the_workspace_has_only_the_edges_of_the_design() {
     assert_eq!(present, known, "packages of the workspace against those of the table");
 }
 
+/// The packages of ours that take tokio without any of its features: its I/O traits.
+fn users_of_io_traits(metadata: &Value) -> BTreeSet<String> {
+    let is_bare = |dependency: &Value| {
+        dependency["name"] == "tokio"
+            && dependency["uses_default_features"] == false
+            && dependency["features"].as_array().unwrap().is_empty()
+    };
+    let packages = metadata["packages"].as_array().unwrap();
+    let bare = packages
+        .iter()
+        .filter(|package| package["dependencies"].as_array().unwrap().iter().any(is_bare));
+    bare.map(name).collect()
+}
+
 #[test]
 fn the_data_planes_reach_no_other_runtime() {
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let edges = normal_edges(&metadata(&["--filter-platform", &host]));
+    let mut edges = normal_edges(&metadata(&["--filter-platform", &host]));
     assert!(path(&edges, "control", "tokio").is_some(), "the graph must hold what is looked for");
+    let ours = users_of_io_traits(&metadata(&["--no-deps"]));
+    for user in ours.iter().map(String::as_str).chain(IO_TRAIT_USERS.iter().copied()) {
+        edges.get_mut(user).unwrap().remove("tokio");
+    }
     assert_eq!(runtime_paths(&edges), Vec::<String>::new());
+}
+
+#[test]
+fn the_data_planes_name_nothing_of_tokio_but_its_io_traits() {
+    for package in DATA_PLANES {
+        let mut files = Vec::new();
+        rust_files(&root().join(package).join("src"), &mut files);
+        for file in files {
+            let source = std::fs::read_to_string(&file).unwrap();
+            let wrong = source.match_indices("tokio::").find(|(at, _)| {
+                !source[*at..].starts_with("tokio::io::{AsyncRead, AsyncWrite, ReadBuf}")
+            });
+            assert_eq!(wrong, None, "{}", file.display());
+        }
+    }
 }
 
 #[test]
