@@ -14,6 +14,10 @@ use crate::read::Request;
 /// A model's name in a form is not longer.
 const FORM_VALUE_BYTES_MAX: usize = 256;
 
+/// Objects and arrays may nest so deep. Parsers that walk down by recursion end there or close by (128
+/// in serde_json, 200 in pydantic's), and the one below would run off its stack at 5,680 levels.
+pub const NESTING_MAX: usize = 128;
+
 /// A request body as far as the router reads it. Ranges are into the body.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -91,6 +95,10 @@ pub fn json_call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> 
     let text = std::str::from_utf8(body).map_err(|error| {
         RequestError::Json(format!("not UTF-8 at byte {}", error.valid_up_to()))
     })?;
+    if is_too_deep(body) {
+        let message = format!("objects and arrays are nested more than {NESTING_MAX} levels deep");
+        return Err(RequestError::Json(message));
+    }
     let mut found = Fields::default();
     walk(text, &mut found)?;
     let model = match &found.model {
@@ -115,6 +123,41 @@ pub fn json_call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> 
         Endpoint::Other => opaque_prompt(text, &found),
     };
     Ok(Call { endpoint, model, stream, prompt, cache_salt })
+}
+
+/// Whether JSON nests deeper than [`NESTING_MAX`]. For whoever gives bytes from outside to a parser
+/// that recurses.
+///
+/// A body with few brackets cannot, and that is all that most bodies are asked. Up to the first error of
+/// syntax, where every parser stops, strings end here where they end for the parser.
+pub fn is_too_deep(json: &[u8]) -> bool {
+    if memchr::memchr2_iter(b'{', b'[', json).nth(NESTING_MAX).is_none() {
+        return false;
+    }
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(&byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' if depth == NESTING_MAX => return true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => at = end_of_string(json, at),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The place behind the quote that ends the string whose content begins at `at`.
+fn end_of_string(json: &[u8], mut at: usize) -> usize {
+    while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found + 1;
+        if json[at - 1] == b'"' {
+            return at;
+        }
+        at += 1;
+    }
+    json.len()
 }
 
 #[derive(Default)]
@@ -315,7 +358,47 @@ mod tests {
         assert!(matches!(prompt(r#"{"model":"m","prompt":["a","b"]}"#), Prompt::Many));
     }
 
+    #[test]
+    fn nesting_is_bounded_however_it_is_written() {
+        let nested = |open: &str, close: &str, levels: usize| {
+            let (open, close) = (open.repeat(levels), close.repeat(levels));
+            format!(r#"{{"model":"m","x":{open}1{close},"messages":[]}}"#)
+        };
+        // The object itself is the first level.
+        for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"\"[":"#, "}]")] {
+            let step = open.matches(['[', '{']).count() - usize::from(open.contains("\"["));
+            let levels = (NESTING_MAX - 1) / step;
+            assert!(chat(&nested(open, close, levels)).is_ok(), "{open}");
+            assert!(matches!(
+                chat(&nested(open, close, levels + 1)),
+                Err(RequestError::Json(message)) if message.contains("levels deep")
+            ));
+            assert!(matches!(chat(&nested(open, close, 1_000_000)), Err(RequestError::Json(_))));
+        }
+        assert!(chat(&"[".repeat(10_000_000)).is_err());
+        assert!(chat(&r#"{"a":"#.repeat(5_000_000)).is_err());
+    }
+
+    #[test]
+    fn brackets_in_text_and_side_by_side_are_not_nesting() {
+        let text = "[{".repeat(1_000) + r#"\\\"]"#;
+        let wide = "[],{},".repeat(1_000);
+        let body = format!(r#"{{"model":"m","messages":[{wide}{{"content":"{text}"}}]}}"#);
+        assert!(chat(&body).is_ok());
+    }
+
     proptest! {
+        #[test]
+        fn depth_is_counted_as_a_parser_counts_it(
+            parts in prop::collection::vec(
+                prop::sample::select(vec!["[", "{\"a\":", "\"[\\\"{\\\\\",", "1,"]), 0..400,
+            )
+        ) {
+            // Only opens: the depth is the number of brackets outside of strings.
+            let depth = parts.iter().filter(|part| matches!(**part, "[" | "{\"a\":")).count();
+            prop_assert_eq!(is_too_deep(parts.concat().as_bytes()), depth > NESTING_MAX);
+        }
+
         #[test]
         fn hostile_bodies_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = json_call(Endpoint::Chat, &bytes);
