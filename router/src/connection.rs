@@ -64,6 +64,8 @@ pub struct Client {
     pub framed: Framed,
     /// Bytes written so far.
     pub sent_bytes: u64,
+    /// The request is a `HEAD`: no byte of a body may follow the answer's head.
+    pub is_head: bool,
 }
 
 impl Client {
@@ -77,6 +79,7 @@ impl Client {
             out: Vec::new(),
             framed: Framed::Nothing,
             sent_bytes: 0,
+            is_head: false,
         }
     }
 

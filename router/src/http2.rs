@@ -17,6 +17,7 @@ use h2::{Reason, RecvStream};
 use monoio::net::TcpStream;
 
 use crate::connection::{Client, Outlet, Peer};
+use crate::pace::Pace;
 use crate::request;
 use crate::shard::Shard;
 use crate::tls::Session;
@@ -118,10 +119,12 @@ async fn stream(
     let reply = Reply::new(respond);
     let mut client = Client::new(watch, Outlet::Http2(reply.clone()), peer);
     let (parts, body) = request.into_parts();
+    client.is_head = parts.method == http::Method::HEAD;
     let answering = async {
         look_out.enter(Phase::Client);
-        let limit = shard.config.limits.body_bytes_max;
-        let reading = exchange::read(&parts, body, limit, &look_out);
+        let limits = &shard.config.limits;
+        let mut pace = Pace::new(Duration::from_secs(limits.client_stall_s_max));
+        let reading = exchange::read(&parts, body, limits.body_bytes_max, &mut pace, &look_out);
         let request = unless_slow(&look_out, reading).await;
         match request {
             Some(Ok(Some(request))) => request::run(shard, &mut client, request).await,

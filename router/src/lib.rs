@@ -40,6 +40,7 @@ pub mod meter;
 pub mod onward;
 pub mod openai;
 pub mod openmetrics;
+pub mod pace;
 pub mod page;
 pub mod parse;
 pub mod pick;

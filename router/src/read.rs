@@ -1,11 +1,13 @@
 //! Phase *read*: bytes from the client → one whole request, bounded.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use crate::connection::Client;
 use crate::error::RequestError;
 use crate::http::body::{BodyScanner, Framing};
 use crate::http::head::{HeadError, RequestHead, parse_request};
+use crate::pace::Pace;
 use crate::shard::Shard;
 use crate::watch::Phase;
 
@@ -14,6 +16,9 @@ const READ_ROOM_BYTES: usize = 8 << 10;
 
 /// Room given to a body on its announcement alone.
 const ANNOUNCED_ROOM_BYTES: usize = 128 << 10;
+
+/// Empty lines passed over before a request (RFC 9112 §2.2); more of them count as part of its head.
+const BLANK_LINES_MAX: usize = 2;
 
 /// One request with the bytes it was read from.
 pub struct Request {
@@ -95,9 +100,12 @@ impl Request {
 /// # Errors
 /// [`RequestError`]; the connection must be closed where [`crate::error::Refusal::close`] says so.
 pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Request>, RequestError> {
-    let Some(head) = head(shard, client).await? else {
+    let mut pace = Pace::new(Duration::from_secs(shard.config.limits.client_stall_s_max));
+    client.is_head = false;
+    let Some(head) = head(shard, client, &mut pace).await? else {
         return Ok(None);
     };
+    client.is_head = head.is_head;
     let limit = shard.config.limits.body_bytes_max;
     match head.framing {
         Framing::Length(length) => {
@@ -111,7 +119,8 @@ pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Reques
             while client.inbuf.len() < end {
                 let missing = end - client.inbuf.len();
                 let room = missing.min(client.inbuf.len().max(ANNOUNCED_ROOM_BYTES));
-                if !more(client, room).await? {
+                let so_far = client.inbuf.len() - head.length;
+                if !more(client, room, &mut pace, so_far).await? {
                     return Ok(None);
                 }
             }
@@ -123,7 +132,7 @@ pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Reques
                 consumed: end,
             }))
         }
-        Framing::Chunked => chunked(client, head, limit).await,
+        Framing::Chunked => chunked(client, head, limit, &mut pace).await,
         Framing::None | Framing::UntilClose => {
             let consumed = head.length;
             let body = Body::InPlace(consumed..consumed);
@@ -132,32 +141,50 @@ pub async fn request(shard: &Shard, client: &mut Client) -> Result<Option<Reques
     }
 }
 
-async fn head(shard: &Shard, client: &mut Client) -> Result<Option<RequestHead>, RequestError> {
+async fn head(
+    shard: &Shard,
+    client: &mut Client,
+    pace: &mut Pace,
+) -> Result<Option<RequestHead>, RequestError> {
     let limit = shard.config.limits.head_bytes_max;
+    let (mut blank_lines, mut seen) = (0, 0);
     loop {
-        // RFC 9112 §2.2: empty lines before a request line are passed over.
-        let blank = client.inbuf.iter().take_while(|&&b| b == b'\r' || b == b'\n').count();
-        if blank > 0 {
-            client.inbuf.drain(..blank);
+        while blank_lines < BLANK_LINES_MAX && client.inbuf.starts_with(b"\r\n") {
+            client.inbuf.drain(..2);
+            blank_lines += 1;
         }
-        if !client.inbuf.is_empty() {
-            match parse_request(&client.inbuf).map_err(RequestError::Head)? {
-                Some(head) if head.length <= limit => return Ok(Some(head)),
-                None if client.inbuf.len() <= limit => {}
-                _ => return Err(RequestError::HeadTooLong(limit)),
-            }
+        if may_be_whole(&client.inbuf, seen)
+            && let Some(head) = parse_request(&client.inbuf).map_err(RequestError::Head)?
+        {
+            return if head.length <= limit {
+                Ok(Some(head))
+            } else {
+                Err(RequestError::HeadTooLong(limit))
+            };
         }
-        client.watch.enter(if client.inbuf.is_empty() { Phase::ClientIdle } else { Phase::Client });
-        if !more(client, READ_ROOM_BYTES).await? {
+        seen = client.inbuf.len();
+        if seen > limit {
+            return Err(RequestError::HeadTooLong(limit));
+        }
+        client.watch.enter(if seen == 0 { Phase::ClientIdle } else { Phase::Client });
+        if !more(client, READ_ROOM_BYTES, pace, 0).await? {
             return Ok(None);
         }
     }
+}
+
+/// Whether a parse could end otherwise than the one that has `seen` less. Without this, a head that
+/// comes byte by byte is parsed as often as it has bytes.
+fn may_be_whole(head: &[u8], seen: usize) -> bool {
+    let fresh = head.get(seen..).unwrap_or(head);
+    !head.is_empty() && (seen == 0 || memchr::memchr(b'\n', fresh).is_some())
 }
 
 async fn chunked(
     client: &mut Client,
     head: RequestHead,
     limit: usize,
+    pace: &mut Pace,
 ) -> Result<Option<Request>, RequestError> {
     invite(client, &head, head.length + 1).await?;
     let mut scanner = BodyScanner::new(Framing::Chunked);
@@ -177,7 +204,7 @@ async fn chunked(
         // What was decoded need not be kept twice.
         client.inbuf.drain(head.length..consumed);
         consumed = head.length;
-        if !more(client, READ_ROOM_BYTES).await? {
+        if !more(client, READ_ROOM_BYTES, pace, decoded.len()).await? {
             return Ok(None);
         }
     }
@@ -193,9 +220,37 @@ async fn invite(client: &mut Client, head: &RequestHead, end: usize) -> Result<(
     Ok(())
 }
 
-/// Reads more; false when the client closed, broke off or was too slow.
-async fn more(client: &mut Client, room: usize) -> Result<bool, RequestError> {
+/// Reads more; false when the client closed, broke off or was too slow. `body_bytes` have come so far.
+async fn more(
+    client: &mut Client,
+    room: usize,
+    pace: &mut Pace,
+    body_bytes: usize,
+) -> Result<bool, RequestError> {
+    if !client.inbuf.is_empty() {
+        let now = Instant::now();
+        pace.begin(now);
+        if pace.is_too_slow(body_bytes, now) {
+            return Ok(false);
+        }
+    }
     let read = client.read_more(room).await;
     client.watch.enter(Phase::Client);
     Ok(matches!(read, Ok(read) if read > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_parsed_at_once_and_then_line_by_line() {
+        assert!(!may_be_whole(b"", 0));
+        assert!(may_be_whole(b"SSH-2.0", 0));
+        assert!(!may_be_whole(b"GET / HT", 4));
+        assert!(may_be_whole(b"GET / HTTP/1.1\r\n", 4));
+        assert!(!may_be_whole(b"GET / HTTP/1.1\r\nA", 16));
+        // An empty line was dropped meanwhile.
+        assert!(!may_be_whole(b"G", 2));
+    }
 }

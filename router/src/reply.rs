@@ -4,6 +4,7 @@
 //! leave in one write. For HTTP/2 the same calls become frames.
 
 use std::io;
+use std::time::Duration;
 
 use h2::Reason;
 
@@ -15,6 +16,8 @@ use crate::watch::Phase;
 /// What is left unread by a refused client is read and dropped up to this, so that the refusal is
 /// not lost in a reset (RFC 9112 §9.6).
 const LINGER_BYTES_MAX: usize = 1 << 20;
+/// And for so long: a client that reads its refusal hangs up within a round trip.
+const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// How the body under way is delimited towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +113,7 @@ impl Client {
 
     /// Adds a piece of the body.
     pub fn push(&mut self, payload: &[u8]) {
-        if payload.is_empty() {
+        if payload.is_empty() || self.is_head {
             return;
         }
         if self.framed == Framed::Chunks {
@@ -148,7 +151,7 @@ impl Client {
     /// # Errors
     /// [`ClientGone`].
     pub async fn finish(&mut self) -> Result<(), ClientGone> {
-        if self.framed == Framed::Chunks {
+        if self.framed == Framed::Chunks && !self.is_head {
             self.out.extend_from_slice(b"0\r\n\r\n");
         }
         if !self.out.is_empty() || self.is_http2() {
@@ -214,22 +217,25 @@ impl Client {
         written
     }
 
-    /// Ends our side and lets the client finish its own, within bounds of bytes and (by the
-    /// watchdog) of time.
+    /// Ends our side and lets the client finish its own, within bounds of bytes and time.
     async fn linger(&mut self) {
         let Outlet::Http1(stream) = &mut self.outlet else { return };
         if stream.shutdown().await.is_err() {
             return;
         }
-        let mut dropped = 0;
-        while dropped < LINGER_BYTES_MAX {
-            self.inbuf.clear();
-            self.watch.enter(Phase::ClientIdle);
-            match stream.read_more(&mut self.inbuf, 64 << 10).await {
-                Ok(read) if read > 0 => dropped += read,
-                _ => return,
+        let inbuf = &mut self.inbuf;
+        let dropping = async {
+            let mut dropped = 0;
+            while dropped < LINGER_BYTES_MAX {
+                inbuf.clear();
+                match stream.read_more(inbuf, 64 << 10).await {
+                    Ok(read) if read > 0 => dropped += read,
+                    _ => return,
+                }
             }
-        }
+        };
+        // Boxed: this is rare, and a request's future must not be larger for it.
+        let _ = monoio::time::timeout(LINGER_MAX, Box::pin(dropping)).await;
     }
 }
 

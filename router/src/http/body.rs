@@ -29,7 +29,7 @@ pub struct MalformedChunk;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Length { left: u64 },
-    SizeLine { size: u64, digits: u8, line_bytes: u16, in_extension: bool },
+    SizeLine { size: u64, digits: u8, line_bytes: u16, part: LinePart },
     SizeLineLf { size: u64 },
     Data { left: u64 },
     DataCr,
@@ -40,7 +40,17 @@ enum State {
     Done,
 }
 
-const SIZE_LINE: State = State::SizeLine { size: 0, digits: 0, line_bytes: 0, in_extension: false };
+/// Where in the line of a chunk's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinePart {
+    Size,
+    /// White space behind the size: an extension or the end of the line must follow.
+    Padding,
+    Extension,
+}
+
+const SIZE_LINE: State =
+    State::SizeLine { size: 0, digits: 0, line_bytes: 0, part: LinePart::Size };
 
 /// Follows one body through the bytes of its connection.
 #[derive(Clone, Debug)]
@@ -125,29 +135,26 @@ fn split_run(rest: &[u8], left: u64) -> (&[u8], u64) {
 /// One byte of chunk framing.
 fn step(state: State, byte: u8) -> Result<State, MalformedChunk> {
     Ok(match state {
-        State::SizeLine { size, digits, line_bytes, in_extension } => {
+        State::SizeLine { size, digits, line_bytes, part } => {
             let line_bytes = line_bytes + 1;
             if usize::from(line_bytes) > CHUNK_LINE_BYTES_MAX {
                 return Err(MalformedChunk);
             }
-            match byte {
-                b'\r' if digits > 0 => State::SizeLineLf { size },
-                b'\r' | b'\n' => return Err(MalformedChunk),
-                _ if in_extension => State::SizeLine { size, digits, line_bytes, in_extension },
-                b';' | b' ' | b'\t' if digits > 0 => {
-                    State::SizeLine { size, digits, line_bytes, in_extension: true }
-                }
-                _ => {
+            let part = match (byte, part) {
+                (b'\r', _) if digits > 0 => return Ok(State::SizeLineLf { size }),
+                (b'\r' | b'\n', _) => return Err(MalformedChunk),
+                (_, LinePart::Extension) => LinePart::Extension,
+                (b';', _) if digits > 0 => LinePart::Extension,
+                (b' ' | b'\t', _) if digits > 0 => LinePart::Padding,
+                (_, LinePart::Padding) => return Err(MalformedChunk),
+                (_, LinePart::Size) => {
                     let digit = char::from(byte).to_digit(16).ok_or(MalformedChunk)?;
                     let size = size.checked_mul(16).ok_or(MalformedChunk)? + u64::from(digit);
-                    State::SizeLine {
-                        size,
-                        digits: digits.saturating_add(1),
-                        line_bytes,
-                        in_extension,
-                    }
+                    let digits = digits.saturating_add(1);
+                    return Ok(State::SizeLine { size, digits, line_bytes, part });
                 }
-            }
+            };
+            State::SizeLine { size, digits, line_bytes, part }
         }
         State::SizeLineLf { size } if byte == b'\n' => match size {
             0 => State::Trailer { bytes: 0, line_bytes: 0 },
@@ -226,8 +233,19 @@ mod tests {
 
     #[test]
     fn broken_framing_is_refused() {
-        for bad in ["x\r\n", "\r\n", "5\r\nhelloX", "5\nhello", "fffffffffffffffff\r\n", "0\r\n\n"]
-        {
+        for bad in [
+            "x\r\n",
+            "\r\n",
+            "5\r\nhelloX",
+            "5\nhello",
+            "fffffffffffffffff\r\n",
+            "0\r\n\n",
+            "5 5\r\n",
+            " 5\r\n",
+            "+5\r\n",
+            "0x5\r\n",
+            "-1\r\n",
+        ] {
             let mut scanner = BodyScanner::new(Framing::Chunked);
             assert!(run(&mut scanner, &[bad.as_bytes()]).is_err(), "{bad:?}");
         }

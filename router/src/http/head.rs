@@ -34,6 +34,9 @@ pub enum HeadError {
     /// A transfer coding other than `chunked`.
     #[error("only the transfer coding `chunked` is supported")]
     TransferCoding,
+    /// A request of HTTP/1.1 without `Host`, or any with more than one (RFC 9112 §3.2).
+    #[error("a request needs exactly one Host field")]
+    Host,
 }
 
 /// A client's head.
@@ -41,7 +44,7 @@ pub enum HeadError {
 pub struct RequestHead {
     /// `GET`, `POST`, …
     pub method: Range<usize>,
-    /// Path and query.
+    /// Path and query, also where the client sent an absolute URL.
     pub target: Range<usize>,
     /// All fields.
     pub fields: Vec<Field>,
@@ -51,6 +54,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// HTTP/1.0: no chunks in the answer.
     pub is_http_10: bool,
+    /// `HEAD`: the answer has no body, whatever its fields say.
+    pub is_head: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
     /// `x-request-id`, if the client sent one.
@@ -151,6 +156,26 @@ impl Facts {
     }
 }
 
+/// Whether each line ends with CR LF. `httparse` lets a bare LF pass, as RFC 9112 §2.2 allows; where two
+/// hops read that differently, a request hides in another's field.
+fn has_strict_line_ends(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head[at - 1] == b'\r')
+}
+
+/// Path and query of a target: what follows the authority of an absolute URL (RFC 9112 §3.2.2).
+fn origin_form(target: &str) -> Result<&str, HeadError> {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let Some(scheme) = scheme else { return Ok(target) };
+    let at = target[scheme.len()..].find('/').ok_or(HeadError::Malformed)?;
+    let (authority, path) = target[scheme.len()..].split_at(at);
+    if authority.is_empty() || authority.contains(['?', '#', '@']) {
+        return Err(HeadError::Malformed);
+    }
+    Ok(path)
+}
+
 fn refuse(error: httparse::Error) -> HeadError {
     match error {
         httparse::Error::TooManyHeaders => HeadError::TooManyFields,
@@ -173,19 +198,29 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
     else {
         return Err(HeadError::Malformed);
     };
+    if !has_strict_line_ends(&bytes[..length]) {
+        return Err(HeadError::Malformed);
+    }
+    let target = origin_form(target)?;
     let mut facts = Facts::default();
     let mut fields = Vec::with_capacity(parsed.headers.len());
     let mut expects_continue = false;
     let mut known = Known::default();
+    let mut hosts = 0;
     for header in parsed.headers.iter() {
         facts.note(header.name, header.value)?;
         let value = range_in(bytes, header.value);
         if header.name.eq_ignore_ascii_case("expect") {
             expects_continue = header.value.eq_ignore_ascii_case(b"100-continue");
+        } else if header.name.eq_ignore_ascii_case("host") {
+            hosts += 1;
         } else {
             known.note(header.name, &value);
         }
         fields.push(Field { name: range_in(bytes, header.name.as_bytes()), value });
+    }
+    if hosts > 1 || (hosts == 0 && minor > 0) {
+        return Err(HeadError::Host);
     }
     let framing = match (facts.chunked, facts.length) {
         // RFC 9112 §6.3: both together is how requests are smuggled.
@@ -202,6 +237,7 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
         framing,
         keep_alive: facts.stays_open(minor == 0),
         is_http_10: minor == 0,
+        is_head: method == "HEAD",
         expects_continue,
         request_id: known.request_id,
         authorization: known.authorization,
@@ -350,16 +386,57 @@ mod tests {
             "Transfer-Encoding: gzip, chunked",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         ] {
-            assert!(request(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")).is_err(), "{fields}");
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+            let refused = request(&text).unwrap_err();
+            assert!(matches!(refused, HeadError::Framing | HeadError::TransferCoding), "{fields}");
         }
         assert!(request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
     }
 
     #[test]
+    fn lines_that_two_hops_may_read_differently_are_refused() {
+        for text in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\n",
+            "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\0\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(request(text).unwrap_err(), HeadError::Malformed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn exactly_one_host_except_from_old_clients() {
+        assert_eq!(request("GET / HTTP/1.1\r\n\r\n").unwrap_err(), HeadError::Host);
+        let two = "GET / HTTP/1.0\r\nHost: a\r\nhost: a\r\n\r\n";
+        assert_eq!(request(two).unwrap_err(), HeadError::Host);
+        assert!(request("GET / HTTP/1.0\r\n\r\n").is_ok());
+    }
+
+    #[test]
+    fn an_absolute_target_is_its_path() {
+        let target = |target: &str| {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            request(&text).map(|head| text[head.unwrap().target].to_owned())
+        };
+        assert_eq!(target("http://h:1/v1/x?y=http://z/").unwrap(), "/v1/x?y=http://z/");
+        assert_eq!(target("HTTPS://[::1]/").unwrap(), "/");
+        assert_eq!(target("*").unwrap(), "*");
+        for bad in ["http://h", "http:///x", "http://u@h/x", "http://h?x/"] {
+            assert_eq!(target(bad).unwrap_err(), HeadError::Malformed, "{bad}");
+        }
+    }
+
+    #[test]
     fn keep_alive_follows_the_version_and_the_field() {
         let open = |text: &str| request(text).unwrap().unwrap().keep_alive;
-        assert!(open("GET / HTTP/1.1\r\n\r\n"));
-        assert!(!open("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"));
+        assert!(open("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(!open("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
         assert!(!open("GET / HTTP/1.0\r\n\r\n"));
         assert!(open("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
     }

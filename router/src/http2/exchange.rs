@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -14,6 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::error::RequestError;
+use crate::pace::Pace;
 use crate::read::Request;
 use crate::watch::{Phase, Verdict, Watch};
 
@@ -134,10 +136,14 @@ impl Reply {
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
         let mut sending = self.0.borrow_mut();
         let Some(body) = &mut sending.body else { return Poll::Ready(Err(Gone)) };
-        match body.poll_capacity(cx) {
-            Poll::Ready(Some(Ok(0))) | Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
-            Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(Gone)),
+        loop {
+            match body.poll_capacity(cx) {
+                // A window that shrank again. Only a poll that ends pending leaves a waker behind.
+                Poll::Ready(Some(Ok(0))) => {}
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(room))) => return Poll::Ready(Ok(room)),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Gone)),
+            }
         }
     }
 
@@ -160,9 +166,11 @@ pub async fn read(
     parts: &http::request::Parts,
     mut body: RecvStream,
     body_bytes_max: usize,
+    pace: &mut Pace,
     watch: &Watch,
 ) -> Result<Option<Request>, RequestError> {
     let mut bytes = Vec::new();
+    pace.begin(Instant::now());
     while let Some(part) = body.data().await {
         let Ok(part) = part else { return Ok(None) };
         watch.enter(Phase::Client);
@@ -170,6 +178,10 @@ pub async fn read(
             return Err(RequestError::BodyTooLong(body_bytes_max));
         }
         bytes.extend_from_slice(&part);
+        // Frames without a byte would otherwise keep a stream open for ever.
+        if pace.is_too_slow(bytes.len(), Instant::now()) {
+            return Ok(None);
+        }
         if body.flow_control().release_capacity(part.len()).is_err() {
             return Ok(None);
         }
@@ -180,11 +192,14 @@ pub async fn read(
 /// The head in the form of HTTP/1.1, without its blank line's length fields: the body is whole.
 fn head_of(parts: &http::request::Parts) -> Vec<u8> {
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    let host = parts.uri.authority().map_or("", |authority| authority.as_str());
-    let mut head = format!("{} {target} HTTP/1.1\r\n", parts.method).into_bytes();
-    if !host.is_empty() {
-        head.extend_from_slice(format!("host: {host}\r\n").as_bytes());
-    }
+    // RFC 9113 §8.3.1: the authority, or the field where a gateway put it back.
+    let host = match parts.uri.authority() {
+        Some(authority) => authority.as_str().as_bytes(),
+        None => parts.headers.get(http::header::HOST).map_or(&b""[..], HeaderValue::as_bytes),
+    };
+    let mut head = format!("{} {target} HTTP/1.1\r\nhost: ", parts.method).into_bytes();
+    head.extend_from_slice(host);
+    head.extend_from_slice(b"\r\n");
     for (name, value) in &parts.headers {
         if matches!(name.as_str(), "content-length" | "expect" | "host") {
             continue;
