@@ -8,13 +8,23 @@ mod client;
 mod engine;
 #[path = "contract/failure.rs"]
 mod failure;
+#[path = "contract/frames.rs"]
+mod frames;
+#[path = "contract/hostile.rs"]
+mod hostile;
 #[path = "contract/http.rs"]
 mod http;
+#[path = "contract/http2.rs"]
+mod http2;
 #[path = "contract/openai.rs"]
 mod openai;
 #[path = "contract/process.rs"]
 mod process;
 #[path = "contract/routing.rs"]
 mod routing;
+#[path = "contract/smuggling.rs"]
+mod smuggling;
 #[path = "contract/start.rs"]
 mod start;
+#[path = "contract/tls.rs"]
+mod tls;
