@@ -10,6 +10,8 @@ mod engine;
 mod failure;
 #[path = "contract/frames.rs"]
 mod frames;
+#[path = "contract/handover.rs"]
+mod handover;
 #[path = "contract/hostile.rs"]
 mod hostile;
 #[path = "contract/http.rs"]
