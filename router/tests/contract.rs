@@ -20,6 +20,8 @@ mod http;
 mod http2;
 #[path = "contract/openai.rs"]
 mod openai;
+#[path = "contract/passthrough.rs"]
+mod passthrough;
 #[path = "contract/process.rs"]
 mod process;
 #[path = "contract/routing.rs"]

@@ -35,7 +35,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The error code of a RST_STREAM or GOAWAY.
+    /// The error code of a RST_STREAM or GOAWAY; the bytes of a WINDOW_UPDATE.
     pub fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
@@ -138,6 +138,9 @@ pub fn get_fields(path: &str) -> Vec<(&str, &str)> {
 pub struct Http2<S> {
     pub io: S,
     bytes: Vec<u8>,
+    /// What the other side lets a stream send before it opens its window again.
+    their_window: usize,
+    their_connection_window: usize,
 }
 
 impl Http2<TcpStream> {
@@ -157,7 +160,8 @@ impl Http2<TcpStream> {
 impl<S: Read + Write> Http2<S> {
     /// Speaks over whatever carries bytes.
     pub fn begin(io: S, settings: &[(u16, u32)]) -> Self {
-        let mut connection = Http2 { io, bytes: Vec::new() };
+        let mut connection =
+            Http2 { io, bytes: Vec::new(), their_window: 65_535, their_connection_window: 65_535 };
         connection.raw(PREFACE);
         let values: Vec<u8> = [&[NO_TABLE], settings]
             .concat()
@@ -170,11 +174,17 @@ impl<S: Read + Write> Http2<S> {
             let frame = connection.next();
             match (frame.kind, frame.flags & ACK) {
                 (SETTINGS, 0) => {
+                    for setting in frame.payload.chunks(6) {
+                        if setting[..2] == INITIAL_WINDOW.to_be_bytes() {
+                            let value = u32::from_be_bytes(setting[2..].try_into().unwrap());
+                            connection.their_window = value as usize;
+                        }
+                    }
                     connection.send(SETTINGS, ACK, 0, &[]);
                     is_set = true;
                 }
                 (SETTINGS, _) => is_acknowledged = true,
-                (WINDOW_UPDATE, _) => {}
+                (WINDOW_UPDATE, _) => connection.their_connection_window += frame.code() as usize,
                 _ => panic!("before the settings: {frame:?}"),
             }
         }
@@ -198,6 +208,26 @@ impl<S: Read + Write> Http2<S> {
             let flags = if parts.peek().is_none() { END_STREAM } else { 0 };
             self.send(DATA, flags, stream, part);
         }
+    }
+
+    /// The same for a body of any length: sends as the windows of both allow.
+    pub fn post_within_windows(&mut self, stream: u32, path: &str, mut body: &[u8]) {
+        self.send(HEADERS, END_HEADERS, stream, &block(&post_fields(path)));
+        let (mut of_stream, mut of_all) = (self.their_window, self.their_connection_window);
+        while !body.is_empty() {
+            let room = body.len().min(16_384).min(of_stream).min(of_all);
+            if room > 0 {
+                let (part, rest) = body.split_at(room);
+                let flags = if rest.is_empty() { END_STREAM } else { 0 };
+                self.send(DATA, flags, stream, part);
+                (body, of_stream, of_all) = (rest, of_stream - room, of_all - room);
+                continue;
+            }
+            let frame = self.next_of(WINDOW_UPDATE);
+            let more = frame.code() as usize;
+            if frame.stream == 0 { of_all += more } else { of_stream += more }
+        }
+        self.their_connection_window = of_all;
     }
 
     pub fn get(&mut self, stream: u32, path: &str) {

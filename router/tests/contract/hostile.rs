@@ -236,7 +236,10 @@ fn an_engine_whose_head_is_no_head_is_a_502() {
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{} and more".to_owned(),
     ] {
         let begin = head.chars().take(70).collect::<String>();
-        let said = heard(move |stream| stream.write_all(head.as_bytes()).is_ok() && false);
+        let said = heard(move |stream| {
+            let _ = stream.write_all(head.as_bytes());
+            false
+        });
         assert_eq!(said, failed(), "{begin:?}");
     }
 }
@@ -383,9 +386,9 @@ fn a_long_answer_flows_through_without_being_kept() {
 fn an_answer_cut_off_beyond_what_is_held_never_looks_whole() {
     let engine = Engine::start(|_, stream| {
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n";
-        stream.write_all(head.as_bytes()).is_ok()
-            && stream.write_all(&[b'y'; 1_000_000]).is_ok()
-            && false
+        let _ = stream.write_all(head.as_bytes());
+        let _ = stream.write_all(&[b'y'; 1_000_000]);
+        false
     });
     let router = Router::start("", &worker(&engine, 1));
     let mut client = router.client();

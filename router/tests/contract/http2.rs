@@ -55,7 +55,7 @@ fn a_request_in_frames_is_the_same_request() {
     let router = Router::start("", &worker(&engine, 1));
     let mut client = Http2::connect(router.http);
     let body = chat(&"long ".repeat(100_000));
-    client.post(1, PATH, body.as_bytes());
+    client.post_within_windows(1, PATH, body.as_bytes());
     assert_eq!(client.answer(1), (200, body.clone().into_bytes()));
     // Padding, priority, a block in three parts, cut anywhere.
     let (fields, body) = (block(&post_fields(PATH)), chat("padded"));

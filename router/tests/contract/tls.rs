@@ -161,7 +161,7 @@ fn both_protocols_are_served_as_the_client_asks() {
     assert_eq!(client.io.conn.alpn_protocol(), Some(&b"h2"[..]));
     // More than a record and more than a window.
     let body = chat(&"long ".repeat(200_000));
-    client.post(1, PATH, body.as_bytes());
+    client.post_within_windows(1, PATH, body.as_bytes());
     assert_eq!(client.answer(1), (200, b"{\"ok\":true}".to_vec()));
     assert_eq!(engine.asked()[2].body, body.as_bytes());
     // A protocol that we do not speak is refused in the handshake.
