@@ -178,7 +178,7 @@ pub async fn read(
             return Err(RequestError::BodyTooLong(body_bytes_max));
         }
         bytes.extend_from_slice(&part);
-        // Frames without a byte would otherwise keep a stream open for ever.
+        // Frames of a byte or none would otherwise keep a stream open for ever.
         if pace.is_too_slow(bytes.len(), Instant::now()) {
             return Ok(None);
         }

@@ -309,8 +309,9 @@ impl<S: Read + Write> Http2<S> {
 
     pub fn open_window(&mut self, stream: u32, bytes: usize) {
         if let Ok(bytes @ 1..) = u32::try_from(bytes) {
-            self.send(WINDOW_UPDATE, 0, 0, &bytes.to_be_bytes());
-            self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes());
+            // The other side may have said its last and be gone.
+            let both = [0, stream].map(|id| frame(WINDOW_UPDATE, 0, id, &bytes.to_be_bytes()));
+            let _ = self.io.write_all(&both.concat());
         }
     }
 
