@@ -92,6 +92,17 @@ fn every_byte_of_an_answer_reaches_the_client() {
     }
 }
 
+/// What is in the chunks.
+fn payload(mut chunks: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = chunks.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        text.push_str(&rest[..size]);
+        chunks = &rest[size + 2..];
+    }
+    text
+}
+
 #[test]
 fn an_event_stream_is_passed_on_with_its_comments_line_ends_and_unknown_fields() {
     let parts = [
@@ -108,7 +119,8 @@ fn an_event_stream_is_passed_on_with_its_comments_line_ends_and_unknown_fields()
         Router::start("", &worker(&Engine::fixed(format!("{STREAM_HEAD}{chunks}0\r\n\r\n")), 1));
     let body = r#"{"model":"m","stream":true,"messages":[]}"#;
     let answer = router.client().post(CHAT, "", body);
-    assert_eq!(answer.text(), format!("{chunks}0\r\n\r\n"));
+    // Where a stream could be resumed, its chunks may be joined; what is in them is the engine's.
+    assert_eq!(payload(answer.text()), parts.concat());
     let mut http2 = Http2::connect(router.http);
     http2.post(1, CHAT, body.as_bytes());
     assert_eq!(http2.answer(1), (200, parts.concat().into_bytes()));
