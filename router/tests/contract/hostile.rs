@@ -82,9 +82,10 @@ fn idle_connections_end_and_make_room_for_those_that_wait() {
     let router = Router::start(keys, &worker(&Engine::ok(), 1));
     let idle: Vec<_> = (0..10).map(|_| router.client()).collect();
     std::thread::sleep(Duration::from_millis(300));
-    // Two cores with three each at most, and the one that asks; one core alone has three at least.
+    // Two cores with three each, one more each that was accepted before the last was counted, and the one
+    // that asks; one core alone has three at least.
     let open = router.metric("cgn_router_client_connections");
-    assert!((3.0..=8.0).contains(&open), "{open} connections");
+    assert!((3.0..=9.0).contains(&open), "{open} connections");
     assert_eq!(router.client().get("/healthz").status, 200);
     for mut client in idle {
         assert!(client.rest().is_empty());
