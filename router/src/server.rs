@@ -3,11 +3,12 @@
 //! Each data thread has its own ring, its own listener on the shared port (`SO_REUSEPORT`) and its own
 //! shard. The house thread does what no request waits for: probes, control, the admin listener.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use dataplane::wire::Snapshot;
@@ -42,6 +43,14 @@ const BACKLOG: i32 = 4_096;
 const ACCESS_CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no file descriptors left), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A process that takes over waits so long for an engine that is healthy, before it serves all the same:
+/// until then its predecessor does.
+const ENGINE_WAIT: Duration = Duration::from_secs(10);
+
+/// At the end of a drain a connection that was idle for less is left alone: it was accepted a moment ago,
+/// and its request is on its way.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Why the router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +96,21 @@ pub enum StartError {
     Stats(#[from] prometheus::Error),
 }
 
+/// How the process ends: nobody is accepted any more, every thread has seen to that, every thread ends.
+#[derive(Default)]
+struct End {
+    leave: AtomicBool,
+    have_left: AtomicUsize,
+    stop: AtomicBool,
+}
+
 /// A running router.
 pub struct Server {
     cluster: Arc<Cluster>,
     stats: Arc<Stats>,
     access: Option<AccessLog>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
+    end: Arc<End>,
     drain: Duration,
     /// Where clients come in; the port is chosen if the configuration said 0.
     pub http: SocketAddr,
@@ -133,7 +150,8 @@ impl Server {
         let cluster = Arc::new(Cluster::new(&router, Arc::new(bells)));
         let workers = config.workers.iter().map(|worker| worker.to_worker()).collect();
         cluster.apply(Snapshot { version: 0, workers, weights: None }, false);
-        let stop = Arc::new(AtomicBool::new(false));
+        let end = Arc::new(End::default());
+        let serves = Arc::new(AtomicBool::new(predecessor.is_none()));
         let mut threads = Vec::with_capacity(cores + 1);
         let seed_base = u64::from(std::process::id()) << 32;
         let mut shares: Vec<Vec<TcpListener>> = (0..cores).map(|_| Vec::new()).collect();
@@ -153,7 +171,7 @@ impl Server {
         };
         let mut bell_ends = bell_ends.into_iter();
         for (at, (role, listeners)) in plan.enumerate() {
-            let (shared, stop) = (shared.clone(), Arc::clone(&stop));
+            let (shared, end) = (shared.clone(), Arc::clone(&end));
             let bell = bell_ends.next();
             let tracing = Tracing {
                 outbox: Arc::clone(&outbox),
@@ -166,19 +184,22 @@ impl Server {
                 Role::Data { .. } => Arc::clone(&clients),
                 Role::House => Arc::new(Front::admin()),
             };
-            let clients = Arc::clone(&clients);
+            let (clients, serves) = (Arc::clone(&clients), Arc::clone(&serves));
             let seed = seed_base.wrapping_add((at as u64) << 56);
             let thread = std::thread::Builder::new()
                 .name(role.thread_name())
                 .spawn(move || {
-                    let part = Part { role, listeners, front, clients, bell, tracing, seed };
-                    run_thread(part, shared, &stop);
+                    let part =
+                        Part { role, listeners, front, clients, bell, tracing, seed, serves };
+                    run_thread(part, shared, &end);
                 })
                 .map_err(StartError::Thread)?;
             threads.push(thread);
         }
         let drain = Duration::from_secs(router.limits.drain_s_max);
         if let Some(predecessor) = predecessor {
+            wait_for_an_engine(&cluster);
+            serves.store(true, Relaxed);
             predecessor.release();
         }
         if let Some(path) = &router.handover_socket {
@@ -188,7 +209,7 @@ impl Server {
             };
             handover::offer(path, offered, leave).map_err(StartError::Handover)?;
         }
-        Ok(Server { cluster, stats, access, threads, stop, drain, http, admin })
+        Ok(Server { cluster, stats, access, threads, end, drain, http, admin })
     }
 
     /// Stops accepting, lets requests in flight finish within `drain_s_max`, then ends the threads.
@@ -196,10 +217,17 @@ impl Server {
         self.cluster.draining.store(true, Relaxed);
         let deadline = Instant::now() + self.drain;
         // Connections without a request end by `drain_idle_ms_max`; only requests are waited for longer.
-        while self.stats.connections.get() > 0 && Instant::now() < deadline {
-            std::thread::sleep(TICK);
-        }
-        self.stop.store(true, Relaxed);
+        let wait_for = |is_done: &dyn Fn() -> bool| {
+            while !is_done() && Instant::now() < deadline {
+                std::thread::sleep(TICK);
+            }
+        };
+        wait_for(&|| self.stats.connections.get() == 0);
+        // A successor may share the listening sockets: whoever was accepted here is served here.
+        self.end.leave.store(true, Relaxed);
+        wait_for(&|| self.end.have_left.load(Acquire) == self.threads.len());
+        wait_for(&|| self.stats.connections.get() == 0);
+        self.end.stop.store(true, Relaxed);
         for thread in self.threads {
             // A thread that panicked has ended the process already.
             let _ = thread.join();
@@ -209,6 +237,15 @@ impl Server {
         {
             tracing::warn!("the last lines of the access log may be lost");
         }
+    }
+}
+
+/// Nobody may be refused for the reason alone that this process has not yet looked for engines.
+fn wait_for_an_engine(cluster: &Cluster) {
+    let deadline = Instant::now() + ENGINE_WAIT;
+    let is_up = || cluster.view().workers().any(|worker| worker.life.healthy.load(Relaxed));
+    while !is_up() && Instant::now() < deadline {
+        std::thread::sleep(TICK);
     }
 }
 
@@ -308,6 +345,8 @@ struct Part {
     bell: Option<BellEnd>,
     tracing: Tracing,
     seed: u64,
+    /// Clients are accepted from here on; a process that takes over looks for engines first.
+    serves: Arc<AtomicBool>,
 }
 
 /// What a recorder is made of, on the thread that uses it.
@@ -342,8 +381,8 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
     Ok([(number >> 64) as u64, number as u64])
 }
 
-fn run_thread(part: Part, shared: Shared, stop: &AtomicBool) {
-    let Part { role, listeners, front, clients, bell, tracing, seed } = part;
+fn run_thread(part: Part, shared: Shared, end: &End) {
+    let Part { role, listeners, front, clients, bell, tracing, seed, serves } = part;
     let core = match role {
         Role::Data { core } => core,
         Role::House => usize::MAX,
@@ -368,21 +407,31 @@ fn run_thread(part: Part, shared: Shared, stop: &AtomicBool) {
         if let Role::House = role {
             house::start(&shard, clients);
         }
-        if let Some(end) = bell {
+        if let Some(bell) = bell {
             let clock = Rc::clone(&shard);
-            let listen = Rc::clone(&shard.waiters).listen(end, move || clock.cluster.now_ms());
+            let listen = Rc::clone(&shard.waiters).listen(bell, move || clock.cluster.now_ms());
             monoio::spawn(listen);
         }
         let leaving = Rc::new(RefCell::new(Canceller::new()));
+        let accepting = Rc::new(Cell::new(0));
+        while matches!(role, Role::Data { .. }) && !serves.load(Relaxed) {
+            monoio::time::sleep(TICK).await;
+        }
         for listener in listeners {
             match monoio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    monoio::spawn(accept(Rc::clone(&shard), listener, Rc::clone(&leaving)));
+                    let accept = accept(Rc::clone(&shard), listener, Rc::clone(&leaving));
+                    let accepting = Rc::clone(&accepting);
+                    accepting.set(accepting.get() + 1);
+                    monoio::spawn(async move {
+                        accept.await;
+                        accepting.set(accepting.get() - 1);
+                    });
                 }
                 Err(error) => tracing::error!(%error, "a listener cannot be used"),
             }
         }
-        tick(&shard, &leaving, stop).await;
+        tick(&shard, &leaving, &accepting, end).await;
     });
 }
 
@@ -423,26 +472,33 @@ async fn accept(
     }
 }
 
-/// The thread's clock: the watchdog's look, and the order to stop.
-async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, stop: &AtomicBool) {
+/// The thread's clock: the watchdog's look, and the order to leave and to stop.
+async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, accepting: &Cell<usize>, end: &End) {
     let idle_max = Duration::from_millis(shard.config.limits.drain_idle_ms_max);
     let mut draining_since = None;
-    while !stop.load(Relaxed) {
+    let mut has_said_so = false;
+    while !end.stop.load(Relaxed) {
         let slept = Instant::now();
         monoio::time::sleep(TICK).await;
         let stall = slept.elapsed().saturating_sub(TICK);
         shard.stats.loop_stall.observe(stall.as_secs_f64());
         shard.watchdog.tick();
         shard.flush_records();
-        if shard.is_draining() {
-            let since = *draining_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= idle_max || shard.front.is_admin {
-                shard.watchdog.close_idle();
-            }
-            if since.elapsed() >= idle_max && !shard.has_left.replace(true) {
-                let fresh = std::mem::take(&mut *leaving.borrow_mut()).cancel();
-                *leaving.borrow_mut() = fresh;
-            }
+        if !shard.is_draining() {
+            continue;
+        }
+        let since = *draining_since.get_or_insert_with(Instant::now);
+        let is_over = since.elapsed() >= idle_max;
+        if is_over || shard.front.is_admin {
+            shard.watchdog.close_idle(FRESH);
+        }
+        if (is_over || end.leave.load(Relaxed)) && !shard.has_left.replace(true) {
+            let fresh = std::mem::take(&mut *leaving.borrow_mut()).cancel();
+            *leaving.borrow_mut() = fresh;
+        }
+        if shard.has_left.get() && accepting.get() == 0 && !has_said_so {
+            has_said_so = true;
+            end.have_left.fetch_add(1, Release);
         }
     }
 }

@@ -281,9 +281,20 @@ impl Watchdog {
         }
     }
 
-    /// Ends every connection that waits for its next request, as at the end of a drain.
-    pub fn close_idle(&self) {
-        self.condemn_where(Verdict::ClientSlow, |phase| phase == Phase::ClientIdle);
+    /// Ends every connection that has waited for its next request for `idle_min` or longer, as at the
+    /// end of a drain. Only the receiving side: a request that is here already is read and answered.
+    pub fn close_idle(&self, idle_min: Duration) {
+        let idle_min = (idle_min.as_millis() / TICK.as_millis()) as u64;
+        let now = self.ticks.get();
+        for watch in self.watches.borrow().iter() {
+            let is_idle = watch.phase.get() == Phase::ClientIdle;
+            if is_idle
+                && now.saturating_sub(watch.since.get()) >= idle_min
+                && let ClientEnd::Plain(socket) | ClientEnd::Tls(socket) = watch.client
+            {
+                let _ = shutdown(socket, Shutdown::Read);
+            }
+        }
     }
 
     /// Takes every running request from its engine, as when the time to drain is over: streams that
