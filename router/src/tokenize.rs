@@ -23,7 +23,7 @@ use sonic_rs::JsonValueTrait;
 use crate::cluster::{ModelView, WorkerView};
 use crate::config::KvMode;
 use crate::openai::Endpoint;
-use crate::parse::{Call, Prompt};
+use crate::parse::{Call, Prompt, is_too_deep};
 use crate::shard::Shard;
 
 /// How a prompt was cut into blocks.
@@ -233,7 +233,7 @@ async fn post(shard: &Shard, worker: &WorkerView, path: &str, body: &[u8]) -> Op
     let limit = Duration::from_millis(shard.config.kv.tokenize_timeout_ms);
     let limits = &shard.config.limits;
     match shard.pool.exchange(&worker.target, "POST", path, body, limit, limits).await {
-        Ok((200, answer)) => Some(answer),
+        Ok((200, answer)) if !is_too_deep(&answer) => Some(answer),
         // The engine has no such endpoint; a bad request (400) says nothing of the next one.
         Ok((403 | 404 | 405 | 501, _)) => {
             worker.life.cannot_tokenize.store(true, Relaxed);

@@ -1,13 +1,19 @@
 //! What the engine itself counted, read off the end of its answer.
 //!
-//! The answer is relayed byte for byte; only its last [`TAIL_BYTES`] are kept aside. `usage` (OpenAI)
-//! and `timings` (llama.cpp) both come last, in streams too. A quote inside generated text is
+//! The answer is relayed byte for byte; only its last [`TAIL_BYTES`] are kept aside. `usage` (OpenAI's
+//! two forms, and Anthropic's) and `timings` (llama.cpp) both come last, in streams too. A quote inside generated text is
 //! escaped in JSON, so a bare `"cached_tokens":` is never text.
 
-use memchr::memmem::rfind;
+use std::sync::LazyLock;
+
+use memchr::memmem::{FinderRev, rfind};
 
 /// Kept of each answer: usage and timings together are below 1 KiB.
 pub const TAIL_BYTES: usize = 4 << 10;
+
+/// Looked for in every answer, so made once.
+static USAGE: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"usage\""));
+static TIMINGS: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"timings\""));
 
 /// The end of one answer's payload.
 #[derive(Debug, Default)]
@@ -39,14 +45,19 @@ impl Tail {
 
     /// What the engine counted, as far as it said.
     pub fn usage(&self) -> Usage {
-        let number = |key: &str| number_after(&self.0, key);
+        // Both end an answer, so what is counted lies behind the first of them found from the end on.
+        let begin = [&*USAGE, &*TIMINGS].map(|key| key.rfind(&self.0));
+        let Some(begin) = begin.into_iter().flatten().min() else { return Usage::default() };
+        let number = |key: &str| number_after(&self.0[begin..], key);
         let computed = number("\"prompt_n\":");
         let cached = number("\"cached_tokens\":").or_else(|| number("\"cache_n\":"));
         Usage {
             prompt_tokens: number("\"prompt_tokens\":")
+                .or_else(|| number("\"input_tokens\":"))
                 .or_else(|| Some(computed? + cached.unwrap_or(0))),
             cached_tokens: cached,
             completion_tokens: number("\"completion_tokens\":")
+                .or_else(|| number("\"output_tokens\":"))
                 .or_else(|| number("\"predicted_n\":")),
         }
     }
@@ -98,6 +109,11 @@ mod tests {
         assert_eq!(
             usage(timings),
             Usage { prompt_tokens: Some(37), cached_tokens: Some(36), completion_tokens: Some(5) }
+        );
+        let responses = r#"{"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},"output_tokens":3}}"#;
+        assert_eq!(
+            usage(responses),
+            Usage { prompt_tokens: Some(9), cached_tokens: Some(4), completion_tokens: Some(3) }
         );
         assert_eq!(usage("data: [DONE]\n\n"), Usage::default());
         assert_eq!(usage(r#"{"content":"say \"cached_tokens\":9"}"#).cached_tokens, None);
