@@ -23,6 +23,8 @@ mod control_away;
 mod drain;
 #[path = "node/engine_away.rs"]
 mod engine_away;
+#[path = "node/fleet.rs"]
+mod fleet;
 #[path = "node/refusal.rs"]
 mod refusal;
 #[path = "node/spread.rs"]

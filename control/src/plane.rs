@@ -2,20 +2,24 @@
 //! open with whom.
 //!
 //! A data plane gets the newest snapshot on connecting and after each change. It is never waited
-//! for: a slow one skips what is outdated, a stuck one is hung up on. `plane/listen.rs` owns the
+//! for: a slow one skips what is outdated, a stuck one is hung up on. A router that says what it used
+//! of its tenants' limits is told what the others used (`plane/usage.rs`). `plane/listen.rs` owns the
 //! socket file, `plane/connection.rs` moves the bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dataplane::wire::{Explanation, FromPlane, ToPlane};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::clock::Clock;
 use crate::error::ControlError;
+use usage::{Told, Usages};
 
 pub mod connection;
 pub mod listen;
+pub mod usage;
 
 /// Questions open with one router.
 pub const QUESTIONS_MAX: usize = 16;
@@ -27,12 +31,14 @@ type Reply = Result<Explanation, String>;
 /// All connections of data planes.
 pub struct Planes {
     connected: Mutex<Connected>,
+    clock: Clock,
     explain_timeout: Duration,
 }
 
 #[derive(Default)]
 struct Connected {
     planes: BTreeMap<u64, Plane>,
+    usages: Usages,
     next_plane: u64,
     next_question: u64,
 }
@@ -40,6 +46,7 @@ struct Connected {
 struct Plane {
     process: String,
     ask: mpsc::Sender<ToPlane>,
+    usage_wanted: Arc<Notify>,
     /// Dropping an entry tells its asker that the router is gone.
     open: HashMap<u64, oneshot::Sender<Reply>>,
 }
@@ -50,22 +57,28 @@ pub struct Seat<'a> {
     id: u64,
     /// What this connection should ask its data plane.
     pub questions: mpsc::Receiver<ToPlane>,
+    /// Wakes when the data plane wants to know what the others used. It holds one call, so many
+    /// questions of one that does not read get one answer: the newest.
+    pub usage_wanted: Arc<Notify>,
 }
 
 impl Planes {
     /// None connected yet.
     pub fn new(explain_timeout: Duration) -> Planes {
-        Planes { connected: Mutex::default(), explain_timeout }
+        Planes { connected: Mutex::default(), clock: Clock::start(), explain_timeout }
     }
 
     /// Takes a data plane in that has said who it is.
     pub fn join(&self, process: String) -> Seat<'_> {
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+        let usage_wanted = Arc::new(Notify::new());
+        let wanted = Arc::clone(&usage_wanted);
         let mut connected = self.connected();
         connected.next_plane += 1;
         let id = connected.next_plane;
-        connected.planes.insert(id, Plane { process, ask, open: HashMap::new() });
-        Seat { planes: self, id, questions }
+        let plane = Plane { process, ask, usage_wanted: wanted, open: HashMap::new() };
+        connected.planes.insert(id, plane);
+        Seat { planes: self, id, questions, usage_wanted }
     }
 
     /// Asks the router that has been attached for the longest why a request goes where it goes.
@@ -88,14 +101,31 @@ impl Planes {
 
     /// Takes what the data plane of that seat said. An answer nobody waits for any more is dropped.
     pub fn answer(&self, seat: u64, message: FromPlane) {
-        let FromPlane::Explained { id, result } = message else {
-            return;
-        };
-        let reply = self.connected().planes.get_mut(&seat).and_then(|one| one.open.remove(&id));
-        if let Some(reply) = reply {
-            // The asker may have given up in this very moment.
-            let _ = reply.send(result);
+        let mut connected = self.connected();
+        match message {
+            FromPlane::Hello { .. } => {}
+            FromPlane::Explained { id, result } => {
+                let plane = connected.planes.get_mut(&seat);
+                if let Some(reply) = plane.and_then(|one| one.open.remove(&id)) {
+                    // The asker may have given up in this very moment.
+                    let _ = reply.send(result);
+                }
+            }
+            FromPlane::Usage { life, minute, day, tenants } => {
+                let told = Told { minute, day, tenants };
+                connected.usages.told(seat, life, told, self.clock.now_ms());
+                if let Some(plane) = connected.planes.get(&seat) {
+                    plane.usage_wanted.notify_one();
+                }
+            }
         }
+    }
+
+    /// What routers other than that seat's used, in the windows it asked for last. `None` if it
+    /// asked for none.
+    fn usage_of_others(&self, seat: u64) -> Option<ToPlane> {
+        let others = self.connected().usages.others(seat, self.clock.now_ms())?;
+        Some(ToPlane::Usage { routers: others.routers, others: others.tenants })
     }
 
     fn ask(
@@ -137,6 +167,8 @@ impl Seat<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.planes.connected().planes.remove(&self.id);
+        let mut connected = self.planes.connected();
+        connected.planes.remove(&self.id);
+        connected.usages.left(self.id, self.planes.clock.now_ms());
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! A data plane dials, says [`FromPlane::Hello`] and then receives a [`ToPlane::Snapshot`] each time
 //! the desired or observed state changes. Control may also ask [`ToPlane::Explain`], which is answered
-//! by [`FromPlane::Explained`] with the same `id`. Either side may hang up at any time: a data plane
-//! goes on with its last snapshot and dials again.
+//! by [`FromPlane::Explained`] with the same `id`. A router with tenants whose use is limited says
+//! [`FromPlane::Usage`] twice a second; each is answered by [`ToPlane::Usage`], what the other routers
+//! used, and an answer that was not sent before the next is asked for is left out. Either side may
+//! hang up at any time: a data plane goes on with its last snapshot and dials again.
+//!
+//! Both sides are of one version: a message that the other side does not know ends the connection.
 //!
 //! One frame is
 //!
@@ -14,7 +18,11 @@
 //!
 //! This file is sans-IO: bytes in, messages out.
 
+mod usage;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use usage::{TenantUsage, USAGE_TENANTS_MAX};
 
 /// First four bytes of each frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"CGN1";
@@ -164,6 +172,14 @@ pub enum ToPlane {
         /// The OpenAI request body, as a client would send it.
         body: String,
     },
+    /// The answer to [`FromPlane::Usage`].
+    Usage {
+        /// Other routers that were heard of lately.
+        routers: u32,
+        /// What they used together, and what those that ended used, in the windows asked for. A
+        /// tenant that is missing was not used.
+        others: Vec<TenantUsage>,
+    },
 }
 
 /// Data plane to control.
@@ -185,6 +201,18 @@ pub enum FromPlane {
         id: u64,
         /// The decision, or one line that says why there is none.
         result: Result<Explanation, String>,
+    },
+    /// What this router used of its tenants' limits, all it has to say; newer replaces older.
+    Usage {
+        /// Drawn at the start of the process. By it a router that dials again is known, so that
+        /// nothing is counted twice.
+        life: u64,
+        /// The minute in which the answer is wanted: Unix time divided by 60 s.
+        minute: u64,
+        /// The day in which it is wanted: Unix time divided by 86,400 s.
+        day: u64,
+        /// Only tenants with limits and with any use, at most [`USAGE_TENANTS_MAX`].
+        tenants: Vec<TenantUsage>,
     },
 }
 
@@ -234,26 +262,6 @@ pub struct Candidate {
     pub capacity: f64,
     /// Sum of the four.
     pub score: f64,
-}
-
-/// What one router, or several together, used of a tenant's limits. Windows are numbered by the
-/// clock (Unix time divided by their length), so counts of different routers can be added.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TenantUsage {
-    /// The tenant's name.
-    pub tenant: String,
-    /// Unix time divided by 60 s.
-    pub minute: u64,
-    /// Requests begun in that minute.
-    pub requests: u64,
-    /// Prompt and completion tokens counted in that minute.
-    pub tokens: u64,
-    /// Unix time divided by 86,400 s.
-    pub day: u64,
-    /// Tokens counted in that day.
-    pub day_tokens: u64,
-    /// Requests running now.
-    pub running: u32,
 }
 
 /// Why bytes from the other side were refused. The connection cannot go on.

@@ -14,10 +14,9 @@
 //! Windows are numbered by Unix time, so counts of several routers can be added. Each router
 //! reports its own usage ([`Meter::report`]) and takes in the sum of the others' ([`Meter::absorb`]);
 //! limits hold for both together. Between two exchanges a router does not see what the others admit:
-//! the overshoot is at most (routers − 1) × what one of them admits in the interval (1 s), and never
-//! more than (routers − 1) × the limit. A router that starts anew hears nothing of the minute before,
-//! so for its first minute that share is missing too. Usage of others that was not refreshed for
-//! [`OTHERS_FRESH_MS`] is forgotten: then each router applies the limits alone.
+//! the overshoot is at most (routers − 1) × what one of them admits in about a second (see
+//! [`follow`](crate::follow)), and never more than (routers − 1) × the limit. Usage of others that was
+//! not refreshed for [`OTHERS_FRESH_MS`] is forgotten: then each router applies the limits alone.
 
 mod window;
 
@@ -33,7 +32,7 @@ use window::{Counter, Sliding};
 pub const WINDOW_MS: u64 = 60_000;
 /// Length of a window of the budget: a UTC day, in ms.
 pub const DAY_MS: u64 = 86_400_000;
-/// Usage of the other routers counts for so long after it came: ten exchanges.
+/// Usage of the other routers counts for so long after it came: twenty exchanges.
 pub const OTHERS_FRESH_MS: u64 = 10_000;
 /// Nobody can know when one of the running requests ends; a second is a polite guess.
 const CONCURRENCY_RETRY_S: u64 = 1;
@@ -233,18 +232,23 @@ impl Meter {
             tenant: tenant.to_owned(),
             minute,
             requests: own.requests.at(minute),
+            requests_before: own.requests.at(minute.wrapping_sub(1)),
             tokens: own.tokens.at(minute),
+            tokens_before: own.tokens.at(minute.wrapping_sub(1)),
             day,
             day_tokens: own.day_tokens.at(day),
             running: own.running.load(Relaxed),
         }
     }
 
-    /// Takes the sum of the other routers' usage (see [`sum`]). A window that is further from ours
-    /// than one is left out: a router with a wrong clock must not count here.
+    /// Takes the sum of the other routers' usage. A window that is further from ours than one is
+    /// left out: a router with a wrong clock must not count here.
     pub fn absorb(&self, now_ms: u64, others: &TenantUsage) {
         let counts = &self.counts.others;
         if others.minute.abs_diff(now_ms / WINDOW_MS) <= 1 {
+            let before = others.minute.wrapping_sub(1);
+            counts.requests.set(before, others.requests_before);
+            counts.tokens.set(before, others.tokens_before);
             counts.requests.set(others.minute, others.requests);
             counts.tokens.set(others.minute, others.tokens);
         }
@@ -322,30 +326,6 @@ impl Meter {
 
 fn over(kind: LimitKind, limit: u64, wait_ms: u64) -> LimitError {
     LimitError { kind, limit, retry_after_s: wait_ms.div_ceil(1_000).max(1) }
-}
-
-/// The usage of several routers as one, for [`Meter::absorb`]: counts of the newest window among
-/// them; a router that is still in the one before has not counted in it. `None` without any.
-/// All must be of one tenant.
-pub fn sum<'a>(usages: impl IntoIterator<Item = &'a TenantUsage>) -> Option<TenantUsage> {
-    usages.into_iter().fold(None, |sum, usage| {
-        let Some(mut sum) = sum else { return Some(usage.clone()) };
-        if usage.minute > sum.minute {
-            (sum.minute, sum.requests, sum.tokens) = (usage.minute, 0, 0);
-        }
-        if usage.minute == sum.minute {
-            sum.requests = sum.requests.saturating_add(usage.requests);
-            sum.tokens = sum.tokens.saturating_add(usage.tokens);
-        }
-        if usage.day > sum.day {
-            (sum.day, sum.day_tokens) = (usage.day, 0);
-        }
-        if usage.day == sum.day {
-            sum.day_tokens = sum.day_tokens.saturating_add(usage.day_tokens);
-        }
-        sum.running = sum.running.saturating_add(usage.running);
-        Some(sum)
-    })
 }
 
 #[cfg(test)]

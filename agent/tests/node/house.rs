@@ -16,10 +16,12 @@ use crate::process::{Process, binary, eventually};
 /// its port after a crash must find it free.
 const PORT_FIRST: u16 = 20_000;
 const BLOCKS: u16 = 700;
-/// Control, router, its metrics, the agent's metrics, engines; the last one claims the block.
+/// Control, router, its metrics, the agent's metrics, engines, a second router and its metrics; the
+/// last one claims the block.
 const BLOCK_PORTS: u16 = 16;
 const ENGINE_PORT: u16 = 4;
 const CLAIM_PORT: u16 = BLOCK_PORTS - 1;
+const SECOND_ROUTER_PORT: u16 = CLAIM_PORT - 2;
 
 /// Everything a node needs, and the processes that run. They end in the order of the fields.
 pub struct House {
@@ -84,7 +86,7 @@ impl House {
             path("logs"),
             path("models"),
             house.port + ENGINE_PORT,
-            house.port + CLAIM_PORT - 1,
+            house.port + SECOND_ROUTER_PORT - 1,
         );
         std::fs::write(path("cgn-agent.toml"), text).unwrap();
         let text = format!(
@@ -123,6 +125,19 @@ impl House {
     pub fn process(&self, name: &'static str) -> Process {
         let folder = self.dir.path();
         Process::start(name, &folder.join(format!("{name}.toml")), folder)
+    }
+
+    /// Starts a second router that follows the same control, configured as the first; gives where
+    /// its clients come in.
+    pub fn second_router(&self) -> (Process, SocketAddr) {
+        let folder = self.dir.path();
+        let text = std::fs::read_to_string(folder.join("cgn-router.toml")).unwrap();
+        let second = [self.address(SECOND_ROUTER_PORT), self.address(SECOND_ROUTER_PORT + 1)];
+        let text = text.replace(&self.http().to_string(), &second[0].to_string());
+        let text = text.replace(&self.address(2).to_string(), &second[1].to_string());
+        let config = folder.join("second-router.toml");
+        std::fs::write(&config, text).unwrap();
+        (Process::start("cgn-router", &config, folder), second[0])
     }
 
     fn address(&self, index: u16) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! One data plane's connection: hello in, snapshots and questions out, answers in.
+//! One data plane's connection: hello in, snapshots and questions out, answers and usage in.
 //!
 //! Reading and writing go on side by side, so a data plane that does not read for a while can still
 //! answer, and the other way round. Either ending ends both.
@@ -6,14 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::wire::{Decoder, FromPlane, Snapshot, ToPlane, WireError, encode};
+use dataplane::wire::{
+    Decoder, FromPlane, Snapshot, ToPlane, USAGE_TENANTS_MAX, WireError, encode,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::Planes;
+use super::{Planes, Seat};
 
 /// A data plane says who it is, and soon.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +35,9 @@ pub enum ConnectionError {
     /// Something else than a hello came first.
     #[error("the first frame is not a hello")]
     NoHello,
+    /// No router can have so many.
+    #[error("usage of {0} tenants was told at once, {USAGE_TENANTS_MAX} are the most")]
+    TooManyTenants(usize),
     /// No hello came, or no byte was taken.
     #[error("the data plane is stuck")]
     Stuck,
@@ -52,7 +57,7 @@ pub async fn serve(
     let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
     let (process, version, pid) = match hello.map_err(|_| ConnectionError::Stuck)?? {
         Some(FromPlane::Hello { process, version, pid }) => (process, version, pid),
-        Some(FromPlane::Explained { .. }) => return Err(ConnectionError::NoHello),
+        Some(_) => return Err(ConnectionError::NoHello),
         None => return Ok(()),
     };
     info!(process, version, pid, "a data plane attached");
@@ -60,25 +65,31 @@ pub async fn serve(
     let id = seat.id();
     let listen = async {
         while let Some(message) = inbound.message().await? {
-            planes.answer(id, message);
+            match &message {
+                FromPlane::Usage { tenants, .. } if tenants.len() > USAGE_TENANTS_MAX => {
+                    return Err(ConnectionError::TooManyTenants(tenants.len()));
+                }
+                _ => planes.answer(id, message),
+            }
         }
         Ok(())
     };
     let ended = tokio::select! {
         ended = listen => ended,
-        ended = tell(writer, snapshots, &mut seat.questions) => ended,
+        ended = tell(writer, snapshots, &mut seat) => ended,
     };
     info!(process, pid, "a data plane went away");
     ended
 }
 
-/// The newest snapshot first and after each change; questions between.
+/// The newest snapshot first and after each change; questions, and answers about usage, between.
 async fn tell(
     mut writer: OwnedWriteHalf,
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    questions: &mut mpsc::Receiver<ToPlane>,
+    seat: &mut Seat<'_>,
 ) -> Result<(), ConnectionError> {
     snapshots.mark_changed();
+    let (planes, id) = (seat.planes, seat.id());
     loop {
         let message = tokio::select! {
             changed = snapshots.changed() => {
@@ -88,10 +99,14 @@ async fn tell(
                 let Some(newest) = snapshots.borrow_and_update().clone() else { continue };
                 ToPlane::Snapshot(Snapshot::clone(&newest))
             }
-            question = questions.recv() => match question {
+            question = seat.questions.recv() => match question {
                 Some(question) => question,
                 None => return Ok(()),
             },
+            () = seat.usage_wanted.notified() => {
+                let Some(usage) = planes.usage_of_others(id) else { continue };
+                usage
+            }
         };
         let frame = match encode(&message) {
             Ok(frame) => frame,

@@ -10,3 +10,4 @@ mod house;
 mod nodes;
 mod plane;
 mod start;
+mod usage;

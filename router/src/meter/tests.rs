@@ -18,7 +18,9 @@ fn meter(requests: u64, tokens: u64, concurrent: u32, day: u64) -> Meter {
 
 fn usage(minute: u64, requests: u64, tokens: u64, running: u32) -> TenantUsage {
     let day = minute * WINDOW_MS / DAY_MS;
-    TenantUsage { tenant: "t".into(), minute, requests, tokens, day, day_tokens: tokens, running }
+    let (tenant, day_tokens) = ("t".into(), tokens);
+    let none = TenantUsage::default();
+    TenantUsage { tenant, minute, requests, tokens, day, day_tokens, running, ..none }
 }
 
 /// Remembers each event as (when, how many) and adds them up anew for every question.
@@ -214,7 +216,8 @@ fn usage_of_others_falls_out_with_its_window() {
     assert_eq!(meter.begin(START_MS).unwrap_err().kind, LimitKind::Requests);
     // Half a minute into the next one, half of it is still inside.
     let later = START_MS + WINDOW_MS + WINDOW_MS / 2;
-    meter.absorb(later, &usage(minute + 1, 0, 0, 0));
+    let next = TenantUsage { requests_before: 10, ..usage(minute + 1, 0, 0, 0) };
+    meter.absorb(later, &next);
     assert_eq!(meter.headers(later).requests.unwrap().remaining, 5);
     // A router whose clock is an hour ahead does not count.
     meter.absorb(later, &usage(minute + 60, 10, 0, 0));
@@ -247,14 +250,21 @@ fn without_limits_nothing_is_refused_and_no_header_is_sent() {
 }
 
 #[test]
-fn usages_of_several_routers_add_up_within_their_windows() {
-    assert_eq!(sum([]), None);
+fn what_others_counted_at_the_end_of_a_minute_counts_in_the_next() {
     let minute = START_MS / WINDOW_MS;
-    // One router is still in the minute before: its counts there are no part of this one.
-    let usages = [usage(minute - 1, 9, 90, 1), usage(minute, 3, 30, 2), usage(minute, 4, 40, 3)];
-    let sum = sum(&usages).unwrap();
-    assert_eq!((sum.minute, sum.requests, sum.tokens, sum.running), (minute, 7, 70, 6));
-    assert_eq!(sum.day_tokens, 160);
+    let (a, b) = (meter(10, 10, 0, 0), meter(10, 10, 0, 0));
+    for _ in 0..10 {
+        a.begin(START_MS + WINDOW_MS - 1).unwrap();
+    }
+    a.charge(START_MS + WINDOW_MS - 1, 10);
+    // Told of only after the minute was over, to a router that was not there before.
+    let later = START_MS + WINDOW_MS + WINDOW_MS / 2;
+    let told = a.report("t", later);
+    assert_eq!((told.minute, told.requests, told.requests_before), (minute + 1, 0, 10));
+    assert_eq!((told.tokens, told.tokens_before), (0, 10));
+    b.absorb(later, &told);
+    let left = b.headers(later);
+    assert_eq!((left.requests.unwrap().remaining, left.tokens.unwrap().remaining), (5, 5));
 }
 
 #[test]
