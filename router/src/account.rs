@@ -9,18 +9,25 @@ use crate::tokenize::Prefix;
 
 /// Writes OpenAI's `x-ratelimit-*` fields, for a tenant that has limits.
 pub fn tell(client: &mut Client, record: &Record) {
-    let Some(caller) = &record.caller else { return };
+    for (name, value) in fields(record) {
+        client.field(name.as_bytes(), value.as_bytes());
+    }
+}
+
+/// The same fields as names and values: a refusal tells them too.
+pub fn fields(record: &Record) -> Vec<(&'static str, String)> {
+    let mut fields = Vec::new();
+    let Some(caller) = &record.caller else { return fields };
     let limits = caller.tenant.meter.limits();
     if limits.requests_per_minute == 0 && limits.tokens_per_minute == 0 {
-        return;
+        return fields;
     }
     let view = caller.tenant.meter.headers(unix_ms());
-    let mut put = |names: [&str; 3], allowance: Option<Allowance>| {
+    let mut put = |names: [&'static str; 3], allowance: Option<Allowance>| {
         let Some(allowance) = allowance else { return };
-        client.field(names[0].as_bytes(), allowance.limit.to_string().as_bytes());
-        client.field(names[1].as_bytes(), allowance.remaining.to_string().as_bytes());
-        let reset = format!("{}ms", allowance.reset_ms);
-        client.field(names[2].as_bytes(), reset.as_bytes());
+        fields.push((names[0], allowance.limit.to_string()));
+        fields.push((names[1], allowance.remaining.to_string()));
+        fields.push((names[2], format!("{}ms", allowance.reset_ms)));
     };
     let of_requests = [
         "x-ratelimit-limit-requests",
@@ -31,6 +38,7 @@ pub fn tell(client: &mut Client, record: &Record) {
     let of_tokens =
         ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
     put(of_tokens, view.tokens);
+    fields
 }
 
 /// Notes the tokens of an answer against its tenant: the engine's own counts, or where it said none

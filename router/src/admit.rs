@@ -14,7 +14,7 @@ use prometheus::IntGauge;
 use crate::candidates::{self, Tried};
 use crate::cluster::{Cluster, ModelView, View};
 use crate::error::RequestError;
-use crate::forecast::Verdict;
+use crate::forecast::{Load, Verdict};
 use crate::hall::{Called, ModelLife};
 use crate::identity::Caller;
 use crate::openai::Endpoint;
@@ -23,7 +23,7 @@ use crate::pick::Exclusion;
 use crate::queue::{Full, Waiting};
 use crate::shard::Shard;
 use crate::tokenize::Prefix;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// Leave to go on, with the view the whole request is decided on.
 pub struct Ticket {
@@ -163,6 +163,7 @@ pub async fn place(
         arrived_ms: now_ms,
         core: shard.waiters.core(),
     };
+    ticket.life.note_places(places);
     let load = ticket.life.load_ahead_of(&entry);
     if let Some(within_ms) = within_ms {
         let forecast = &ticket.life.forecast;
@@ -189,10 +190,8 @@ async fn wait(
     watch: &Watch,
 ) -> Result<(), RequestError> {
     let begun = Instant::now();
-    let retry_after = |ticket: &Ticket| {
-        let now_ms = shard.cluster.now_ms();
-        ticket.life.forecast.retry_after_s(ticket.life.load(), 0.0, now_ms)
-    };
+    let life = Arc::clone(&ticket.life);
+    let retry_after = |load: Load| life.forecast.retry_after_s(load, 0.0, shard.cluster.now_ms());
     let called = shard.waiters.wait(&ticket.life, entry.clone(), watch).await;
     shard.stats.queue_wait.observe(begun.elapsed().as_secs_f64());
     match called {
@@ -205,17 +204,32 @@ async fn wait(
             Err(RequestError::DeadlineMissed {
                 predicted_ms: within_ms,
                 within_ms,
-                retry_after_s: retry_after(ticket),
+                retry_after_s: retry_after(life.load_ahead_of(&entry)),
             })
         }
-        Ok(None) => Err(RequestError::ClientGone),
-        Err(Full::Room | Full::Duplicate) => {
-            Err(RequestError::Busy("the queue of this model is full", retry_after(ticket)))
-        }
+        Ok(None) => Err(given_up(shard, ticket, watch)),
+        Err(Full::Room | Full::Duplicate) => Err(RequestError::Busy(
+            "the queue of this model is full",
+            retry_after(life.load_of_all()),
+        )),
         Err(Full::Tenant) => Err(RequestError::Busy(
             "you hold your share of this model's queue",
-            retry_after(ticket),
+            retry_after(life.load_ahead_of(&entry)),
         )),
+    }
+}
+
+/// Why the watchdog ended a wait. Only a client that is gone hears nothing.
+fn given_up(shard: &Shard, ticket: &Ticket, watch: &Watch) -> RequestError {
+    match watch.verdict() {
+        Some(watch::Verdict::TooLong) => {
+            RequestError::EngineSilent(shard.config.limits.request_s_max)
+        }
+        Some(watch::Verdict::Drained) => RequestError::NoneReady(ticket.model.clone()),
+        _ => {
+            shard.stats.clients_gone.inc();
+            RequestError::ClientGone
+        }
     }
 }
 

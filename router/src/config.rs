@@ -334,6 +334,7 @@ impl Config {
         }
         let identity = &router.identity;
         identity.check().map_err(|message| ("router.identity".to_owned(), message))?;
+        check_tls(&router.tls)?;
         let knows_somebody = identity.reads_bearer() || router.tls.client_ca_file.is_some();
         if identity.required && !knows_somebody {
             let message = "nobody could come in: set api_keys_file, [router.identity.jwt] or [router.tls] client_ca_file";
@@ -398,6 +399,23 @@ impl Config {
             }
         }
         Ok(self)
+    }
+}
+
+/// What of `[router.tls]` means nothing without the rest.
+fn check_tls(tls: &Tls) -> Result<(), (String, String)> {
+    let refuse = |key: &str, message: &str| Err((format!("router.tls.{key}"), message.to_owned()));
+    match (&tls.cert_file, &tls.key_file, &tls.client_ca_file) {
+        (Some(_), None, _) => refuse("cert_file", "key_file must be set too"),
+        (None, Some(_), _) => refuse("key_file", "cert_file must be set too"),
+        (None, None, Some(_)) => refuse(
+            "client_ca_file",
+            "clients show certificates over TLS only: set cert_file and key_file",
+        ),
+        (_, _, None) if tls.client_cert_required => {
+            refuse("client_cert_required", "client_ca_file must say whose certificates count")
+        }
+        _ => Ok(()),
     }
 }
 

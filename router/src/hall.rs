@@ -60,8 +60,13 @@ impl ModelLife {
 
     /// Takes a place if nobody waits and one is free. `places` is what the workers offer now.
     pub fn try_enter(&self, places: u32) -> bool {
-        self.places.store(places, SeqCst);
+        self.note_places(places);
         self.waiting.load(SeqCst) == 0 && self.take_place()
+    }
+
+    /// What the workers offer now.
+    pub fn note_places(&self, places: u32) {
+        self.places.store(places, SeqCst);
     }
 
     fn take_place(&self) -> bool {
@@ -89,6 +94,11 @@ impl ModelLife {
             _ => self.room().tokens_ahead_of(entry),
         };
         Load { tokens_ahead, ..self.load() }
+    }
+
+    /// The same, for one who would come when all that wait are gone.
+    pub fn load_of_all(&self) -> Load {
+        Load { tokens_ahead: self.room().tokens(), ..self.load() }
     }
 
     /// How many wait.
@@ -125,7 +135,7 @@ impl ModelLife {
 
     /// The house thread's look: what the workers offer may have changed.
     pub fn look(&self, places: u32, bells: &Bells, now_ms: u64) {
-        self.places.store(places, SeqCst);
+        self.note_places(places);
         if self.waiting.load(SeqCst) > 0 {
             self.call(bells, now_ms);
         }

@@ -1,5 +1,6 @@
 //! What the router answers itself: the model list, health and metrics; and which URLs exist at all.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,8 +11,12 @@ use crate::openai::Endpoint;
 use crate::openmetrics;
 use crate::page;
 use crate::read::Request;
+use crate::record::Record;
 use crate::relay::Relayed;
 use crate::shard::Shard;
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
 
 /// The endpoint a request is for.
 ///
@@ -63,70 +68,83 @@ fn is_local_path(shard: &Shard, path: &str) -> bool {
 }
 
 /// Answers one of the router's own URLs.
+///
+/// # Errors
+/// [`RequestError::ModelNotFound`].
 pub async fn answer(
     shard: &Shard,
     client: &mut Client,
     request: &Request,
-    caller: Option<&Caller>,
-    request_id: &str,
-) -> Relayed {
+    record: &mut Record,
+) -> Result<Relayed, RequestError> {
     let keep_alive = request.head.keep_alive && !shard.is_draining();
-    let fields = [("x-request-id", request_id)];
-    let json = "application/json";
-    if shard.front.is_admin
-        && let Some(relayed) = answer_page(shard, client, request, request_id).await
-    {
-        return relayed;
+    let caller = record.caller.as_deref();
+    let request_id = Rc::clone(&record.request_id);
+    let mut fields = vec![("x-request-id", &*request_id)];
+    let Local { status, content_type, body } = match of_page(shard, request) {
+        Some(page) => {
+            fields.extend(page::FIELDS.lines().filter_map(|line| line.split_once(": ")));
+            page
+        }
+        None => of_router(shard, request, caller)?,
+    };
+    record.status = status;
+    Ok(client.write_response(status, content_type, &fields, &body, keep_alive).await)
+}
+
+/// What is answered.
+struct Local {
+    status: u16,
+    content_type: &'static str,
+    body: Vec<u8>,
+}
+
+impl Local {
+    fn ok(content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Local { status: 200, content_type, body: body.into() }
     }
-    match request.path() {
-        "/healthz" => client.write_response(200, "text/plain", &fields, b"ok\n", keep_alive).await,
+}
+
+fn of_router(
+    shard: &Shard,
+    request: &Request,
+    caller: Option<&Caller>,
+) -> Result<Local, RequestError> {
+    Ok(match request.path() {
+        "/healthz" => Local::ok(TEXT, "ok\n"),
         "/readyz" => {
             let (status, text) = readiness(shard);
-            client.write_response(status, "text/plain", &fields, text.as_bytes(), keep_alive).await
+            Local { status, ..Local::ok(TEXT, text) }
         }
         "/metrics" => {
             let accept = request.head.accept.clone().map(|range| &request.head_bytes()[range]);
             let wants_open = accept.is_some_and(openmetrics::wants_openmetrics);
             let (format, text) = shard.stats.render(&shard.cluster, &shard.identity, wants_open);
-            client.write_response(200, format, &fields, &text, keep_alive).await
+            Local::ok(format, text)
         }
-        "/v1/models" => {
-            let body = model_list(shard, caller);
-            client.write_response(200, json, &fields, body.as_bytes(), keep_alive).await
-        }
+        "/v1/models" => Local::ok(JSON, model_list(shard, caller)),
         path => {
-            let name = path.trim_start_matches("/v1/models/");
-            let found = may_see(caller, name) && shard.cluster.view().models.contains_key(name);
-            if found {
-                let body = model(name).to_string();
-                return client
-                    .write_response(200, json, &fields, body.as_bytes(), keep_alive)
-                    .await;
+            let name = path.strip_prefix("/v1/models/").unwrap_or(path);
+            if !may_see(caller, name) || !shard.cluster.view().models.contains_key(name) {
+                return Err(RequestError::ModelNotFound(name.to_owned()));
             }
-            let error = RequestError::ModelNotFound(name.to_owned());
-            client.refuse(&error, request_id, keep_alive).await
+            Local::ok(JSON, model(name).to_string())
         }
-    }
+    })
 }
 
-/// Answers the admin page and its figures; `None` where the path is neither.
-async fn answer_page(
-    shard: &Shard,
-    client: &mut Client,
-    request: &Request,
-    request_id: &str,
-) -> Option<Relayed> {
-    let keep_alive = request.head.keep_alive && !shard.is_draining();
-    let mut fields = vec![("x-request-id", request_id)];
-    fields.extend(page::FIELDS.lines().filter_map(|line| line.split_once(": ")));
+/// The admin page and its figures; `None` where the path is neither.
+fn of_page(shard: &Shard, request: &Request) -> Option<Local> {
+    if !shard.front.is_admin {
+        return None;
+    }
     if request.path() == page::STATUS_PATH {
         let tenants = shard.identity.tenants();
         let body = page::gather::status(&shard.cluster, &shard.stats, &tenants).to_json();
-        let json = "application/json";
-        return Some(client.write_response(200, json, &fields, &body, keep_alive).await);
+        return Some(Local::ok(JSON, body));
     }
     let (content_type, body) = page::asset(request.path())?;
-    Some(client.write_response(200, content_type, &fields, body, keep_alive).await)
+    Some(Local::ok(content_type, body))
 }
 
 /// Ready: not draining, and some worker can be picked.

@@ -198,7 +198,7 @@ impl Record {
     /// It is over: the counters, the line and the spans.
     pub fn close(self, shard: &Shard, client: &Client, request: &Request) {
         let sent = client.sent_bytes - self.sent_before;
-        shard.count_bytes(request.body().len() as u64, sent);
+        shard.count_bytes(read_bytes(request), sent);
         if let Some(access) = &shard.recorder.access {
             self.write_line(access, client, request, sent);
         }
@@ -259,11 +259,16 @@ impl Record {
             cached_tokens: self.usage.cached_tokens,
             completion_tokens: self.usage.completion_tokens,
             prefix_tokens: self.prefix_tokens,
-            bytes_in: request.body().len() as u64,
+            bytes_in: read_bytes(request),
             bytes_out,
             end: self.end,
         });
     }
+}
+
+/// Head and body of a request; a body in chunks without their framing.
+fn read_bytes(request: &Request) -> u64 {
+    (request.head.length + request.body().len()) as u64
 }
 
 fn begin_trace(shard: &Shard, request: &Request, started: Instant) -> Option<RequestTrace> {

@@ -193,11 +193,12 @@ impl Client {
         }
     }
 
-    /// Writes a refusal in OpenAI's envelope.
+    /// Writes a refusal in OpenAI's envelope, with `more` fields.
     pub async fn refuse(
         &mut self,
         error: &RequestError,
         request_id: &str,
+        more: &[(&'static str, String)],
         keep_alive: bool,
     ) -> Relayed {
         let refusal = error.refusal();
@@ -207,6 +208,7 @@ impl Client {
             fields.push(("retry-after", seconds));
         }
         fields.extend(refusal.fields.iter().copied());
+        fields.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
         let keep_alive = keep_alive && !refusal.close;
         let json = "application/json";
         let written =

@@ -15,7 +15,7 @@ use crate::record::{Record, fresh_id};
 use crate::relay::{self, Relayed};
 use crate::shard::Shard;
 use crate::trace::request_trace::Step;
-use crate::{admit, authenticate, local, parse, tokenize};
+use crate::{account, admit, authenticate, local, parse, tokenize};
 
 /// A deadline further away than this is none: one day.
 const DEADLINE_MS_MAX: u64 = 86_400_000;
@@ -41,7 +41,9 @@ pub async fn run(shard: &Shard, client: &mut Client, request: Request) -> Relaye
     let relayed = match answered {
         Ok(relayed) => relayed,
         Err(error) => {
-            let keep_alive = request.head.keep_alive && !shard.is_draining();
+            // What the watchdog decided would hold for the next request of the connection too.
+            let is_clean = client.watch.verdict().is_none();
+            let keep_alive = request.head.keep_alive && is_clean && !shard.is_draining();
             record.refused(&error);
             refuse(shard, client, &record, &error, keep_alive).await
         }
@@ -62,11 +64,10 @@ async fn answer_here(
     record.endpoint = "local";
     if !local::is_open(request) {
         let caller = authenticate::caller(shard, &client.peer, request)?;
+        record.called_by(&caller);
         local::may(&caller, request).map_err(RequestError::Denied)?;
-        record.caller = Some(caller);
     }
-    let caller = record.caller.as_deref();
-    Ok(local::answer(shard, client, request, caller, &record.request_id).await)
+    local::answer(shard, client, request, record).await
 }
 
 /// The phases behind *read*.
@@ -112,7 +113,7 @@ async fn answer(
 /// Refuses a request that could not be read.
 pub async fn refuse_unread(shard: &Shard, client: &mut Client, error: &RequestError) -> Relayed {
     count_refusal(shard, "none", error);
-    client.refuse(error, &fresh_id(shard), false).await
+    client.refuse(error, &fresh_id(shard), &[], false).await
 }
 
 async fn refuse(
@@ -123,7 +124,8 @@ async fn refuse(
     keep_alive: bool,
 ) -> Relayed {
     count_refusal(shard, record.endpoint, error);
-    client.refuse(error, &record.request_id, keep_alive).await
+    let limits = account::fields(record);
+    client.refuse(error, &record.request_id, &limits, keep_alive).await
 }
 
 fn count_refusal(shard: &Shard, endpoint: &str, error: &RequestError) {

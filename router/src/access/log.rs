@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use super::{AccessConfig, AccessLine};
 use crate::trace::context::{Sampler, TraceId};
 
-/// A core hands its lines over at this size at the latest: some hundred of them.
-pub const BATCH_BYTES: usize = 64 << 10;
+/// A core hands its lines over at this size at the latest: some fifty of them. Half of the smallest
+/// file, so that a batch and its last line fit into any.
+pub const BATCH_BYTES: usize = 32 << 10;
 /// Batches that may wait for the disk, over all cores: 16 MiB.
-pub const BATCHES_MAX: usize = 256;
+pub const BATCHES_MAX: usize = 512;
 /// How often the end of the thread is looked for.
 const CLOSE_POLL: Duration = Duration::from_millis(2);
 /// Lines name tenants: they are for the owner and its group.
