@@ -2,8 +2,9 @@
 //! the POST of traces. One connection each time, bounded in bytes and time.
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::Duration;
 
 use monoio::net::TcpStream;
@@ -21,6 +22,10 @@ use crate::tls::{ALPN_HTTP_11, Session};
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Its head neither.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;
+/// Between two looks whether a name was resolved.
+const RESOLVE_LOOK: Duration = Duration::from_millis(10);
 /// Where distributions keep the authorities they trust: Debian and Ubuntu, Fedora, Alpine.
 const TRUST_FILES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -60,8 +65,7 @@ async fn exchange(url: &str, post: Option<(&str, &[u8])>) -> io::Result<Fetched>
         _ => (authority, if is_tls { 443 } else { 80 }),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let address = (host, port).to_socket_addrs()?.next().ok_or_else(|| wrong("unknown host"))?;
-    let tcp = TcpStream::connect_addr(address).await?;
+    let tcp = connect(&resolve(host, port).await?).await?;
     tcp.set_nodelay(true)?;
     let mut stream = match is_tls {
         false => Stream::Tcp(tcp),
@@ -84,6 +88,43 @@ async fn exchange(url: &str, post: Option<(&str, &[u8])>) -> io::Result<Fetched>
     bytes.extend_from_slice(body);
     stream.write_all(&mut bytes).await?;
     read_answer(&mut stream).await
+}
+
+/// The first of `addresses` that takes a connection: a name often stands for one of each family, and only
+/// one of them is served.
+async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "unknown host");
+    for address in addresses {
+        match TcpStream::connect_addr(*address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Asks the system for a name, on a thread of its own: it may take seconds, and this one also ends the
+/// waits of requests whose deadline has passed.
+async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let (told, answer) = sync_channel(1);
+    let host = host.to_owned();
+    std::thread::Builder::new().name("resolve".to_owned()).spawn(move || {
+        let found = (host.as_str(), port).to_socket_addrs();
+        // Nobody listens any more where it took too long.
+        let _ = told.send(found.map(|all| all.take(ADDRESSES_MAX).collect()));
+    })?;
+    loop {
+        match answer.try_recv() {
+            Ok(found) => return found,
+            Err(TryRecvError::Empty) => monoio::time::sleep(RESOLVE_LOOK).await,
+            Err(TryRecvError::Disconnected) => {
+                return Err(io::Error::other("the name was not resolved"));
+            }
+        }
+    }
 }
 
 async fn read_answer(stream: &mut Stream) -> io::Result<Fetched> {

@@ -8,7 +8,6 @@ mod admin;
 mod certificates;
 #[path = "gateway/check.rs"]
 mod check;
-#[expect(dead_code, reason = "contract.rs needs more of it")]
 #[path = "contract/client.rs"]
 mod client;
 #[path = "gateway/deadlines.rs"]

@@ -122,6 +122,30 @@ fn a_stream_that_does_not_say_its_usage_is_estimated() {
 }
 
 #[test]
+fn a_stream_that_its_client_leaves_is_counted_as_far_as_it_went() {
+    let (keys, tenants) = two_tenants("tokens_per_minute = 10", "");
+    let engine = Engine::start(|_, stream| {
+        let event = chunk("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"w \"}}]}\n\n");
+        let mut says = stream.write_all(STREAM_HEAD.as_bytes()).is_ok();
+        while says {
+            std::thread::sleep(Duration::from_millis(2));
+            says = stream.write_all(event.as_bytes()).is_ok();
+        }
+        false
+    });
+    let router = Router::start(&keys.section(""), &(worker(&engine, 4) + &tenants));
+    let body = chat("x").replacen('{', "{\"stream\":true,", 1);
+    let mut leaves = router.client();
+    leaves.send(bytes(CHAT, &bearer("key-a"), &body));
+    for _ in 0..20 {
+        leaves.until("\n\n");
+    }
+    drop(leaves);
+    idle(&router, "a");
+    assert_eq!(ask(&router, "a", &body).status, 429);
+}
+
+#[test]
 fn a_prompt_that_no_engine_counted_is_estimated() {
     let (keys, tenants) = two_tenants("tokens_per_minute = 100", "");
     let engine = Engine::ok();

@@ -160,6 +160,17 @@ fn a_file_at_its_size_is_put_aside_and_no_line_is_lost() {
 }
 
 #[test]
+fn a_share_of_nothing_is_no_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let sections = section(&path, "sample_ratio = 0.0");
+    let mut router = Router::start(&sections, &worker(&Engine::ok(), 4));
+    assert_eq!(post(&router, "Connection: close\r\n", &chat("x")).status, 200);
+    router.terminate();
+    assert_eq!((router.wait(), lines(&path)), (Some(0), Vec::new()));
+}
+
+#[test]
 fn the_last_lines_are_written_before_the_router_ends() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");

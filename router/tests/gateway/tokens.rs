@@ -134,3 +134,14 @@ fn known_keys_outlive_the_issuer() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn an_issuer_is_found_by_its_name_in_whichever_family_it_listens() {
+    let key = Key::new("k1");
+    // `localhost` is ::1 first on most machines; this one listens on 127.0.0.1 alone.
+    let issuer = Issuer::start(&[&key]);
+    let engine = Engine::ok();
+    let keys = sections(issuer.address, "").replace("//127.0.0.1:", "//localhost:");
+    let router = Router::start(&keys, &(worker(&engine, 4) + &tenant("acme", "")));
+    until("the keys are here", || status(&router, &key.token(json!({}))) == 200);
+}
