@@ -144,6 +144,8 @@ pub struct Cluster {
     tokens_per_byte: AtomicU32,
     /// Health says so, and clients are told to go elsewhere.
     pub draining: AtomicBool,
+    /// The time to drain is over: what still runs is ended.
+    pub stops: AtomicBool,
     /// Attempts after the first are paid from here.
     pub retries: RetryBudget,
     /// Second workers asked while the first is slow.
@@ -172,6 +174,7 @@ impl Cluster {
             inflight: AtomicU32::new(0),
             tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE_START.to_bits()),
             draining: AtomicBool::new(false),
+            stops: AtomicBool::new(false),
             retries: RetryBudget::new(&config.retry),
             hedging: Hedging::new(config.hedge.clone()),
             bells,
@@ -282,6 +285,7 @@ impl Cluster {
         let limits = &self.config.limits;
         for model in view.models.values() {
             self.eject_outliers(model, now_ms, &mut ejected);
+            call_back(model, now_ms);
             for worker in &model.workers {
                 let since_ms = worker.life.draining_since_ms.load(Relaxed);
                 if since_ms > 0 && now_ms - since_ms > limits.drain_s_max * 1_000 {
@@ -301,6 +305,8 @@ impl Cluster {
             .workers
             .iter()
             .filter(|worker| worker.worker.state == WorkerState::Ready)
+            // Of two with one dead, the other one is all there is.
+            .filter(|worker| worker.life.healthy.load(Relaxed))
             .collect();
         if ready.len() < 2 {
             return;
@@ -346,6 +352,17 @@ impl Cluster {
         let old = self.tokens_per_byte();
         let new = old + (tokens as f32 / bytes as f32 - old) / 16.0;
         self.tokens_per_byte.store(new.clamp(0.01, 2.0).to_bits(), Relaxed);
+    }
+}
+
+/// A worker that is much worse than the others is better than none: who rests is called back while nobody
+/// else is ready.
+fn call_back(model: &ModelView, now_ms: u64) {
+    if model.workers.iter().any(|worker| worker.is_ready(now_ms)) {
+        return;
+    }
+    for worker in &model.workers {
+        worker.life.window.call_back(now_ms);
     }
 }
 

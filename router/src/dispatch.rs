@@ -20,7 +20,7 @@ use crate::record::Record;
 use crate::shard::Shard;
 use crate::tokenize::Prefix;
 use crate::upstream::UpstreamError;
-use crate::watch::{Verdict, Watch};
+use crate::watch::{Phase, Verdict, Watch};
 
 /// What a client wants.
 pub struct Wanted<'a> {
@@ -47,32 +47,38 @@ pub async fn send(
     let watch = client.watch.handle();
     let mut tried = Tried::default();
     let mut failure = UpstreamError::Connect;
+    // Of the next attempt: the first has none.
+    let mut cause = None;
     shard.cluster.retries.deposit(shard.cluster.now_ms());
     while tried.len() < shard.config.limits.attempts_max {
-        if !tried.is_empty() && !shard.cluster.retries.withdraw(shard.cluster.now_ms()) {
-            shard.stats.retries_refused.inc();
-            break;
-        }
         let Some(seat) = pick(shard, ticket, wanted, &mut tried) else { break };
+        if let Some(cause) = cause {
+            if !shard.cluster.retries.withdraw(shard.cluster.now_ms()) {
+                seat.worker.life.breaker.on_unknown();
+                shard.stats.retries_refused.inc();
+                break;
+            }
+            shard.stats.retries.with_label_values(&[cause]).inc();
+        }
         let (seat, sent) = attempt(shard, &watch, wanted, ticket, seat, &mut tried, record).await;
         match sent {
             // Loading or overloaded: another worker may do better, if there is one.
             Ok(answer) if answer.head.status == 503 && has_other(shard, ticket, wanted, &tried) => {
-                shard.stats.retries.with_label_values(&["engine_503"]).inc();
+                cause = Some("engine_503");
                 tried.add(&seat.worker);
             }
             Ok(answer) => return Ok((seat, answer)),
             Err(error) => {
-                give_up_for(shard, watch.verdict())?;
+                give_up_for(shard, wanted, watch.verdict())?;
                 watch.forgive_engine();
-                shard.stats.retries.with_label_values(&["engine_failed"]).inc();
+                cause = Some("engine_failed");
                 failure = error;
                 tried.add(&seat.worker);
             }
         }
         ticket.refresh();
     }
-    if tried.is_empty() {
+    if cause.is_none() {
         return Err(RequestError::NoneReady(wanted.call.model.clone()));
     }
     Err(RequestError::EnginesFailed(match failure {
@@ -96,7 +102,7 @@ pub fn pick(
         shard.stats.decision.observe(deciding.elapsed().as_secs_f64());
         match seat.worker.life.breaker.permit(shard.cluster.now_ms()) {
             Permit::Yes | Permit::Probe => return Some(seat),
-            // Another core took the probe's place in between.
+            // Another request took the probe's place in between.
             Permit::No { .. } => tried.add(&seat.worker),
         }
     }
@@ -134,29 +140,40 @@ async fn race(
     wanted: &Wanted<'_>,
     ticket: &Ticket,
     seat: Seat,
-    tried: &Tried,
+    tried: &mut Tried,
     delay_ms: u64,
     record: &mut Record,
 ) -> (Seat, Result<Answer, UpstreamError>) {
     let traceparent = record.attempt(&seat.worker);
     let outgoing = Outgoing::of(wanted.request, record, traceparent, shard);
-    let (rival, sent) = {
+    let (rival, raced) = {
         let mut first = pin!(forward::send(shard, watch, &outgoing, &seat));
         let delay = Duration::from_millis(delay_ms);
         match monoio::time::timeout(delay, first.as_mut()).await {
-            Ok(sent) => (None, sent),
+            Ok(sent) => (None, Raced::alone(sent)),
             Err(_) => match rival(shard, ticket, wanted, tried, &seat) {
-                None => (None, first.await),
+                None => (None, Raced::alone(first.await)),
                 Some(rival) => {
-                    let (rival_won, sent) = both(shard, watch, &outgoing, first, &rival).await;
-                    let loser = if rival_won { &seat } else { &rival };
-                    loser.worker.life.breaker.on_unknown();
-                    (rival_won.then_some(rival), sent)
+                    let raced = both(shard, watch, &outgoing, first, &rival).await;
+                    (Some(rival), raced)
                 }
             },
         }
     };
-    let seat = rival.unwrap_or(seat);
+    let Raced { rival_won, sent, other } = raced;
+    let (seat, loser) = match rival {
+        Some(rival) if rival_won => (rival, Some(seat)),
+        rival => (seat, rival),
+    };
+    if let Some(loser) = loser {
+        match &other {
+            None => loser.worker.life.breaker.on_unknown(),
+            Some(outcome) => {
+                judge(shard, watch, &loser, outcome);
+                tried.add(&loser.worker);
+            }
+        }
+    }
     judge(shard, watch, &seat, &sent);
     record.attempted(sent.as_ref().ok().map(|answer| answer.head.status));
     record.worker = Some(Arc::clone(&seat.worker));
@@ -179,28 +196,54 @@ fn rival(
     pick(shard, ticket, wanted, &mut others)
 }
 
-/// Waits for the first of two answers; whether it is the rival's.
+/// How a race ended.
+struct Raced {
+    /// The second worker's answer is the one to pass on.
+    rival_won: bool,
+    /// That answer.
+    sent: Result<Answer, UpstreamError>,
+    /// The other one's outcome, where it was not just too slow.
+    other: Option<Result<Answer, UpstreamError>>,
+}
+
+impl Raced {
+    fn alone(sent: Result<Answer, UpstreamError>) -> Self {
+        Raced { rival_won: false, sent, other: None }
+    }
+}
+
+/// Waits for the first of two answers. One that failed leaves the other the time it needs.
 async fn both(
     shard: &Shard,
     watch: &Rc<Watch>,
     outgoing: &Outgoing<'_>,
     mut first: Pin<&mut impl Future<Output = Result<Answer, UpstreamError>>>,
     rival: &Seat,
-) -> (bool, Result<Answer, UpstreamError>) {
+) -> Raced {
     let rival_outgoing = Outgoing { lane: 1, ..outgoing.clone() };
     let mut second = pin!(forward::send(shard, watch, &rival_outgoing, rival));
-    let (rival_won, sent) = monoio::select! {
+    let (rival_was_first, sent) = monoio::select! {
         sent = first.as_mut() => (false, sent),
         sent = second.as_mut() => (true, sent),
     };
-    // One that failed leaves the other the time it needs.
-    let (rival_won, sent) = match (rival_won, sent) {
-        (false, Err(_)) => (true, second.await),
-        (true, Err(_)) => (false, first.await),
-        won => won,
+    let is_good = |sent: &Result<Answer, UpstreamError>| {
+        sent.as_ref().is_ok_and(|answer| answer.head.status != 503)
     };
-    shard.stats.hedges.with_label_values(&[if rival_won { "won" } else { "lost" }]).inc();
-    (rival_won, sent)
+    let raced = match is_good(&sent) {
+        true => Raced { rival_won: rival_was_first, sent, other: None },
+        false => {
+            // The one that failed had ended the watch for both.
+            watch.enter(Phase::EngineFirst);
+            let other = if rival_was_first { first.await } else { second.await };
+            // Of two refusals the one that says something is passed on.
+            match other.is_ok() || sent.is_err() {
+                true => Raced { rival_won: !rival_was_first, sent: other, other: Some(sent) },
+                false => Raced { rival_won: rival_was_first, sent, other: Some(other) },
+            }
+        }
+    };
+    shard.stats.hedges.with_label_values(&[if raced.rival_won { "won" } else { "lost" }]).inc();
+    raced
 }
 
 /// Asks the worker of `seat`, and tells its breaker how that went.
@@ -233,8 +276,11 @@ pub fn judge(shard: &Shard, watch: &Watch, seat: &Seat, sent: &Result<Answer, Up
         Err(_) => match watch.verdict() {
             Some(Verdict::FirstByteLate | Verdict::EngineStalled) => Some(FailureKind::Answer),
             Some(_) => return life.breaker.on_unknown(),
-            // It does not listen, or went away before it said a word.
-            None => Some(FailureKind::Connect),
+            // It does not listen.
+            None if matches!(sent, Err(UpstreamError::Connect)) => Some(FailureKind::Connect),
+            // It hung up without a word, perhaps on this request alone: that must not close a worker to
+            // everybody else at once. If it is gone, the next connection says so.
+            None => Some(FailureKind::Answer),
         },
     };
     life.window.record(kind.is_some(), now_ms);
@@ -254,8 +300,13 @@ pub fn blame(shard: &Shard, watch: &Watch, seat: &Seat) {
 }
 
 /// Verdicts that end a request; others allow another attempt.
-fn give_up_for(shard: &Shard, verdict: Option<Verdict>) -> Result<(), RequestError> {
+fn give_up_for(
+    shard: &Shard,
+    wanted: &Wanted<'_>,
+    verdict: Option<Verdict>,
+) -> Result<(), RequestError> {
     match verdict {
+        Some(Verdict::RouterStops) => Err(RequestError::NoneReady(wanted.call.model.clone())),
         Some(Verdict::TooLong) => {
             Err(RequestError::EngineSilent(shard.config.limits.request_s_max))
         }

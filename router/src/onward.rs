@@ -16,9 +16,10 @@ use crate::forward::{self, Answer, Outgoing};
 use crate::http::body::BodyScanner;
 use crate::record::Record;
 use crate::relay::Passage;
-use crate::resume::{Ask, Broken, Plan, Rewriter, Tape, Transcript, plan};
+use crate::resume::{Ask, Broken, Plan, Rewriter, Tape, Transcript, Unsafe, plan};
 use crate::shard::Shard;
 use crate::trace::request_trace::Step;
+use crate::upstream::UpstreamError;
 use crate::watch::{Phase, Verdict};
 
 /// Between two looks for a worker, while none is ready.
@@ -53,6 +54,8 @@ enum Setback {
     Way,
     /// This worker does not work; nothing was written.
     Worker,
+    /// It does not listen, or is not ready.
+    Refused,
     /// It failed after something new was written.
     Again,
 }
@@ -74,6 +77,21 @@ pub async fn go_on(
     let sent =
         Transcript::read(endpoint, tape).map_err(|unsafe_| Stuck::Unsafe(unsafe_.reason()))?;
     client.watch.forgive_engine();
+    // The stream may have begun long ago, and the workers it was decided on may be gone.
+    ticket.refresh();
+    let kind = dead.worker.kind;
+    let other_kinds = || ticket.model().workers.iter().any(|worker| worker.worker.kind != kind);
+    match plan(endpoint, kind, wanted.request.body(), &sent) {
+        Ok(Plan::Finish(end)) => {
+            client.push(end);
+            client.finish().await.map_err(|_| Stuck::Client)?;
+            return Ok("finish");
+        }
+        Err(Unsafe::Engine) if other_kinds() => {}
+        // What nobody could go on with is not waited for.
+        Err(unsafe_) => return Err(Stuck::Unsafe(unsafe_.reason())),
+        Ok(Plan::Ask(_)) => {}
+    }
     let step = record.enter(Step::Resume);
     let mut tried = Tried::default();
     tried.add(dead);
@@ -83,6 +101,7 @@ pub async fn go_on(
         match client.watch.verdict() {
             None => {}
             Some(Verdict::ClientGone | Verdict::ClientSlow) => return Err(Stuck::Client),
+            Some(Verdict::RouterStops) => return Err(Stuck::Failed("router_stops")),
             Some(_) => return Err(Stuck::Failed("too_late")),
         }
         let Some(seat) = dispatch::pick(shard, ticket, wanted, &mut tried) else {
@@ -90,7 +109,7 @@ pub async fn go_on(
                 return Err(Stuck::Failed("no_worker"));
             }
             // The engine that died may be back before another one is.
-            client.watch.enter(Phase::Queue);
+            client.watch.stay(Phase::Queue);
             monoio::time::sleep(LOOK).await;
             ticket.refresh();
             tried = Tried::default();
@@ -98,14 +117,8 @@ pub async fn go_on(
         };
         attempts += 1;
         let planned = plan(endpoint, seat.worker.worker.kind, wanted.request.body(), &sent);
-        let asks = match planned.map_err(|unsafe_| Stuck::Unsafe(unsafe_.reason()))? {
-            Plan::Finish(end) => {
-                client.push(end);
-                client.finish().await.map_err(|_| Stuck::Client)?;
-                record.leave(step);
-                return Ok("finish");
-            }
-            Plan::Ask(asks) => asks,
+        let Plan::Ask(asks) = planned.map_err(|unsafe_| Stuck::Unsafe(unsafe_.reason()))? else {
+            return Err(Stuck::Failed("attempts"));
         };
         for ask in asks {
             let way = ask.way.as_str();
@@ -118,6 +131,11 @@ pub async fn go_on(
                 Err(Setback::Again) => return Err(Stuck::Failed("failed_again")),
                 Err(Setback::Way) => {}
                 Err(Setback::Worker) => break,
+                // Nobody was asked: time limits this, not the number of attempts.
+                Err(Setback::Refused) => {
+                    attempts -= 1;
+                    break;
+                }
             }
         }
         tried.add(&seat.worker);
@@ -146,12 +164,18 @@ async fn follow(
     record.attempted(sent.as_ref().ok().map(|answer| answer.head.status));
     let mut answer = match sent {
         Ok(answer) if answer.head.status == 200 && answer.head.is_event_stream => answer,
+        // It loads its model, as one that was started anew.
+        Ok(answer) if answer.head.status == 503 => return Err(Setback::Refused),
         // It understands the request and does not like it so, or has no room.
         Ok(_) => return Err(Setback::Way),
-        Err(_) => {
+        Err(error) => {
             let gone = matches!(watch.verdict(), Some(Verdict::ClientGone | Verdict::ClientSlow));
             watch.forgive_engine();
-            return Err(if gone { Setback::Client } else { Setback::Worker });
+            return Err(match error {
+                _ if gone => Setback::Client,
+                UpstreamError::Connect => Setback::Refused,
+                _ => Setback::Worker,
+            });
         }
     };
     let mut rewriter = ask.rewriter;

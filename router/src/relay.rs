@@ -21,7 +21,7 @@ use crate::onward::{self, Onward};
 use crate::openai::{self, Endpoint};
 use crate::record::Record;
 use crate::reply::{ClientGone, Framed};
-use crate::resume::Tape;
+use crate::resume::{Tape, Transcript};
 use crate::shard::Shard;
 use crate::tokenize::{Cut, Prefix};
 use crate::watch::{Phase, Verdict};
@@ -92,7 +92,7 @@ pub async fn answer(
     passage.write_head(client, wanted, &seat, &mut answer, record);
     let endpoint = wanted.call.endpoint.as_str();
     shard.stats.requests.with_label_values(&[endpoint, &record.status.to_string()]).inc();
-    let ended = passage.pass_on(shard, client, &mut answer, record).await;
+    let ended = passage.pass_on(shard, client, &mut answer, wanted.call.endpoint, record).await;
     let ended = match ended {
         Ok(()) => {
             learn(shard, wanted.prefix, &seat, &answer, record);
@@ -165,9 +165,35 @@ async fn go_on(
                 request_id = &*record.request_id,
                 "the engine failed in the middle of an answer"
             );
-            passage.end_with_error_event(client, wanted.request.path()).await;
+            let why = Why::of(client.watch.verdict());
+            client.watch.forgive_all();
+            passage.end_with_error_event(client, wanted.request.path(), why).await;
             Err(Broken::Engine)
         }
+    }
+}
+
+/// What a client is told whose stream cannot be completed.
+struct Why {
+    message: &'static str,
+    code: &'static str,
+}
+
+impl Why {
+    fn of(verdict: Option<Verdict>) -> Self {
+        let (message, code) = match verdict {
+            Some(Verdict::TooLong) => {
+                ("the answer took longer than a request may take here", "engine_timeout")
+            }
+            Some(Verdict::RouterStops) => {
+                ("the server stops; send the request again", "server_stopping")
+            }
+            _ => (
+                "the engine failed in the middle of the answer; send the request again",
+                "engine_failed",
+            ),
+        };
+        Why { message, code }
     }
 }
 
@@ -248,6 +274,7 @@ impl Passage {
         shard: &Shard,
         client: &mut Client,
         answer: &mut Answer,
+        endpoint: Endpoint,
         record: &mut Record,
     ) -> Result<(), Broken> {
         let body_at = answer.buffer().len() - answer.body_bytes;
@@ -277,13 +304,21 @@ impl Passage {
             }
             self.stamp(shard, record);
         }
-        self.end(client, answer).await
+        self.end(client, answer, endpoint).await
     }
 
     /// The engine's answer is over: a resumable stream must have said so itself.
-    async fn end(&mut self, client: &mut Client, answer: &Answer) -> Result<(), Broken> {
+    async fn end(
+        &mut self,
+        client: &mut Client,
+        answer: &Answer,
+        endpoint: Endpoint,
+    ) -> Result<(), Broken> {
         let ended_by_closing = answer.head.framing == Framing::UntilClose;
-        if ended_by_closing && self.tape.is_some() && !answer.tail.ends_stream() {
+        if let Some(tape) = &self.tape
+            && !answer.tail.ends_stream()
+            && (ended_by_closing || is_cut_short(endpoint, tape))
+        {
             return Err(Broken::Engine);
         }
         let held = std::mem::take(&mut self.held);
@@ -377,7 +412,7 @@ impl Passage {
     }
 
     /// Says what happened, where that can be said: an error event, then the end of the stream.
-    async fn end_with_error_event(&mut self, client: &mut Client, path: &str) {
+    async fn end_with_error_event(&mut self, client: &mut Client, path: &str, why: Why) {
         let Some(speech) = self.speech else { return };
         client.out.clear();
         if client.framed == Framed::Raw {
@@ -386,14 +421,16 @@ impl Passage {
         if speech == Speech::InEvent {
             client.push(b"\n\n");
         }
-        client.push(&openai::error_event(
-            path,
-            "the engine failed in the middle of the answer; send the request again",
-            "engine_failed",
-        ));
+        client.push(&openai::error_event(path, why.message, why.code));
         // A client that is gone too needs no telling.
         let _ = client.finish().await;
     }
+}
+
+/// Whether a stream that ended in good form says something and not how it ended: an engine that stops
+/// may end its streams so. One that it ended by an error of its own is passed on as it is.
+fn is_cut_short(endpoint: Endpoint, tape: &Tape) -> bool {
+    Transcript::read(endpoint, tape).is_ok_and(|sent| !sent.finished)
 }
 
 /// On the text path a prediction is an estimate: only a miss of more than a quarter says something.

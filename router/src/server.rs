@@ -41,6 +41,9 @@ use crate::{connection, house};
 const BACKLOG: i32 = 4_096;
 /// The disk gets so long for the last lines of the access log.
 const ACCESS_CLOSE_MAX: Duration = Duration::from_secs(2);
+/// When the time to drain is over, clients whose streams are ended are told so within this time.
+const TELL_MAX: Duration = Duration::from_secs(2);
+
 /// Pause after a failed accept (no file descriptors left), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -217,16 +220,22 @@ impl Server {
         self.cluster.draining.store(true, Relaxed);
         let deadline = Instant::now() + self.drain;
         // Connections without a request end by `drain_idle_ms_max`; only requests are waited for longer.
-        let wait_for = |is_done: &dyn Fn() -> bool| {
+        let wait_until = |deadline: Instant, is_done: &dyn Fn() -> bool| {
             while !is_done() && Instant::now() < deadline {
                 std::thread::sleep(TICK);
             }
         };
-        wait_for(&|| self.stats.connections.get() == 0);
+        let is_empty = || self.stats.connections.get() == 0;
+        wait_until(deadline, &is_empty);
+        if !is_empty() {
+            self.cluster.stops.store(true, Relaxed);
+            wait_until(Instant::now() + TELL_MAX, &is_empty);
+        }
         // A successor may share the listening sockets: whoever was accepted here is served here.
         self.end.leave.store(true, Relaxed);
-        wait_for(&|| self.end.have_left.load(Acquire) == self.threads.len());
-        wait_for(&|| self.stats.connections.get() == 0);
+        let last = deadline.max(Instant::now() + TELL_MAX);
+        wait_until(last, &|| self.end.have_left.load(Acquire) == self.threads.len());
+        wait_until(last, &is_empty);
         self.end.stop.store(true, Relaxed);
         for thread in self.threads {
             // A thread that panicked has ended the process already.
@@ -482,6 +491,9 @@ async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, accepting: &Cell<
         monoio::time::sleep(TICK).await;
         let stall = slept.elapsed().saturating_sub(TICK);
         shard.stats.loop_stall.observe(stall.as_secs_f64());
+        if shard.cluster.stops.load(Relaxed) {
+            shard.watchdog.give_up_engines();
+        }
         shard.watchdog.tick();
         shard.flush_records();
         if !shard.is_draining() {

@@ -58,8 +58,10 @@ pub enum Verdict {
     EngineStalled,
     /// The request as a whole took too long.
     TooLong,
-    /// The router stops and gives the request up, to go on elsewhere where that can be done.
+    /// The worker drains for too long: the request goes on elsewhere where that can be done.
     Drained,
+    /// The router itself stops, and its time to drain is over.
+    RouterStops,
 }
 
 /// What stands at the client's end of a watch.
@@ -96,9 +98,18 @@ impl Watch {
         self.since.set(self.ticks.get());
     }
 
-    /// A request begins: its total time counts from here.
+    /// Enters a phase that lasts over several waits: its time goes on where it is entered already.
+    pub fn stay(&self, phase: Phase) {
+        if self.phase.get() != phase {
+            self.enter(phase);
+        }
+    }
+
+    /// A request begins: its total time counts from here, and what was said of the last one on this
+    /// connection does not hold for it.
     pub fn begin(&self) {
         self.begun.set(Some(self.ticks.get()));
+        self.verdict.set(None);
     }
 
     /// The request is over.
@@ -131,6 +142,13 @@ impl Watch {
         ) {
             self.verdict.set(None);
         }
+    }
+
+    /// The request is given up and only the client is still to be told: from here on only its own
+    /// slowness is looked for.
+    pub fn forgive_all(&self) {
+        self.begun.set(None);
+        self.verdict.set(None);
     }
 
     /// Whoever waits for something that is no socket is woken by a verdict.
@@ -297,10 +315,9 @@ impl Watchdog {
         }
     }
 
-    /// Takes every running request from its engine, as when the time to drain is over: streams that
-    /// can go on elsewhere do.
+    /// Takes every running request from its engine, as when the router's time to drain is over.
     pub fn give_up_engines(&self) {
-        self.condemn_where(Verdict::Drained, Phase::is_for_the_client);
+        self.condemn_where(Verdict::RouterStops, Phase::is_for_the_client);
     }
 
     fn condemn_where(&self, verdict: Verdict, chosen: impl Fn(Phase) -> bool) {
@@ -437,6 +454,38 @@ mod tests {
         watch.enter(Phase::EngineNext);
         ticks(&watchdog, 1);
         assert_eq!(watch.verdict(), Some(Verdict::TooLong));
+    }
+
+    #[test]
+    fn a_verdict_ends_with_its_request() {
+        let (client, far_client) = UnixStream::pair().unwrap();
+        let watchdog = Rc::new(Watchdog::new(&limits()));
+        let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
+        watch.begin();
+        watch.enter(Phase::EngineFirst);
+        ticks(&watchdog, 62);
+        assert_eq!(watch.verdict(), Some(Verdict::FirstByteLate));
+        watch.end();
+        watch.begin();
+        assert_eq!(watch.verdict(), None);
+        watch.enter(Phase::EngineFirst);
+        drop(far_client);
+        ticks(&watchdog, 2);
+        assert_eq!(watch.verdict(), Some(Verdict::ClientGone), "the next request is watched too");
+    }
+
+    #[test]
+    fn a_phase_of_several_waits_is_one_wait() {
+        let (client, far_client) = UnixStream::pair().unwrap();
+        let watchdog = Rc::new(Watchdog::new(&limits()));
+        let watch = watchdog.register(ClientEnd::Plain(client.as_raw_fd()));
+        drop(far_client);
+        for _ in 0..2 {
+            watch.stay(Phase::Queue);
+            assert_eq!(watch.verdict(), None);
+            ticks(&watchdog, 1);
+        }
+        assert_eq!(watch.verdict(), Some(Verdict::ClientGone));
     }
 
     #[test]

@@ -206,6 +206,11 @@ impl WorkerWindow {
         self.latency_requests.store(count.saturating_add(1), Relaxed);
     }
 
+    /// Ends its rest early. The number of its ejections stays.
+    pub fn call_back(&self, now_ms: u64) {
+        let _ = self.ejected_until_ms.fetch_min(now_ms, Relaxed);
+    }
+
     /// Whether it rests now.
     pub fn is_ejected(&self, now_ms: u64) -> bool {
         now_ms < self.ejected_until_ms.load(Relaxed)

@@ -103,5 +103,5 @@ fn a_refused_connection_opens_it_at_once() {
         assert_whole(&stream(&router, &chat(&prompt)), &prompt);
     }
     assert_eq!(of_worker(&router, STATE, &engines[0]), 2.0);
-    assert!(router.metric("cgn_router_retries_total{reason=\"engine_failed\"}") <= 2.0);
+    assert!(router.metric("cgn_router_retries_total{cause=\"engine_failed\"}") <= 2.0);
 }

@@ -87,6 +87,6 @@ fn a_router_whose_time_to_drain_is_over_ends_streams_with_an_error_event() {
     let mut client = running;
     router.terminate();
     let rest = String::from_utf8(client.rest()).unwrap();
-    assert!(rest.contains("\"code\":\"engine_failed\"") && rest.ends_with("0\r\n\r\n"), "{rest}");
+    assert!(rest.contains("\"code\":\"server_stopping\"") && rest.ends_with("0\r\n\r\n"), "{rest}");
     assert_eq!(router.wait(), Some(0));
 }

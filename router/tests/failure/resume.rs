@@ -33,7 +33,10 @@ fn wherever_and_however_an_engine_dies_the_client_reads_the_whole_answer() {
             let heard = stream(&router, &chat("rivers"));
             assert_whole(&heard, "rivers");
             assert_eq!(heard.usage.unwrap()["completion_tokens"], WORDS, "{fault:?} at {at}");
-            assert_eq!(resumed(&router, "resumed"), 1.0, "{fault:?} at {at}");
+            // On a machine that is busy the first event may be read together with the end.
+            let retried = router.metric("cgn_router_retries_total{cause=\"engine_failed\"}");
+            assert_eq!(resumed(&router, "resumed") + retried, 1.0, "{fault:?} at {at}");
+            assert!(at < 7 || retried == 0.0, "{fault:?} at {at}");
             assert_eq!(router.metric("cgn_router_streams_broken_total"), 0.0);
         }
     }

@@ -22,7 +22,7 @@ fn a_worker_that_dies_before_the_first_token_costs_a_retry_and_nothing_else() {
         }
         let asked: usize = engines.iter().map(|engine| engine.asked().len()).sum();
         assert_eq!(asked, 4, "{fault:?}");
-        let retries = router.metric("cgn_router_retries_total{reason=\"engine_failed\"}");
+        let retries = router.metric("cgn_router_retries_total{cause=\"engine_failed\"}");
         assert_eq!(retries, 2.0, "{fault:?}");
     }
 }
@@ -41,7 +41,7 @@ fn an_empty_budget_lets_the_client_hear_of_the_first_failure() {
         "{response}"
     );
     assert_eq!(router.metric("cgn_router_retries_refused_total"), 1.0);
-    assert_eq!(router.metric("cgn_router_retries_total{reason=\"engine_failed\"}"), 0.0);
+    assert_eq!(router.metric("cgn_router_retries_total{cause=\"engine_failed\"}"), 0.0);
     assert_whole(&stream(&router, &chat("y")), "y");
 }
 

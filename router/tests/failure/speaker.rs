@@ -232,6 +232,7 @@ impl State {
             let whole = whole(asked, &id);
             let whole = match turn.fault {
                 Fault::None => whole.as_slice(),
+                _ if turn.at == 0 => &[],
                 _ => &whole[..whole.len() / 2],
             };
             return stream.write_all(whole).is_ok() && self.fail(stream, turn.fault);
@@ -244,6 +245,8 @@ impl State {
         let events = events(asked, &id);
         for (at, event) in events.iter().enumerate() {
             if turn.fault != Fault::None && at == turn.at {
+                // What was said is read before the end is seen.
+                std::thread::sleep(Duration::from_millis(if at > 0 { 10 } else { 0 }));
                 return self.fail_within(stream, turn, event);
             }
             if !self.say(stream, event, turn.pause) {

@@ -67,7 +67,7 @@ fn an_address_that_does_not_answer_costs_the_connect_timeout_and_no_request() {
     assert_eq!(good.asked().len(), 8);
     let tried = format!("cgn_router_picks_total{{worker=\"m@{}\"}}", hole.address);
     assert!(router.metric(&tried) >= 1.0, "the blackhole was never tried");
-    assert!(router.metric("cgn_router_retries_total{reason=\"engine_failed\"}") >= 1.0);
+    assert!(router.metric("cgn_router_retries_total{cause=\"engine_failed\"}") >= 1.0);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_stream_that_never_ends_is_ended_and_so_is_its_engine() {
     let router = Router::start("[router.limits]\nrequest_s_max = 1\n", &workers([&engine]));
     let heard = of_response(&raw(&router, CHAT, &chat("for ever")));
     assert!(heard.is_ended_by_error(), "{heard:?}");
-    assert_eq!(heard.errors[0]["code"], "engine_failed");
+    assert_eq!(heard.errors[0]["code"], "engine_timeout");
     eventually("the engine is let go", || engine.cancelled().len() == 1);
     assert_eq!(engine.asked().len(), 1, "nobody else is asked for more of it");
 }
