@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::ask::{assert_whole, chat, eventually, stream, workers};
+use super::ask::{CHAT, assert_whole, chat, eventually, raw, stream, workers};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
@@ -95,13 +95,12 @@ fn a_rival_that_fails_leaves_the_first_under_its_time_limit() {
     let engines = Speaker::group(2, move |_, _| {
         match is_late.load(SeqCst).then(|| since.fetch_add(1, SeqCst)) {
             Some(0) => Turn::fails(Fault::Stall, 0),
-            Some(1) => Turn::fails(Fault::Close, 0),
+            Some(1) => Turn::fails(Fault::Garbage, 0),
             _ => Turn::well(),
         }
     });
     let pair = Pair { engines, late };
     let router = pair.router(&format!("{ON}[router.limits]\nfirst_byte_s_max = 1\n"));
-    let body = super::ask::with(chat("late"), serde_json::json!({ "stream": false })).to_string();
-    let answer = router.client().post(super::ask::CHAT, "", &body);
-    assert_eq!(answer.status, 504, "{}", answer.text());
+    let answer = String::from_utf8(raw(&router, CHAT, &chat("late"))).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
 }

@@ -14,8 +14,8 @@ const OUTLIER: &str = "[router.breaker]\nfailures_max = 64\nfailure_share_min = 
 
 #[test]
 fn a_worker_that_is_slow_between_tokens_rests() {
-    let quick = Speaker::group(2, |_, _| Turn::slow(2));
-    let slow = Speaker::one(|_, _| Turn::slow(40));
+    let quick = Speaker::group(2, |_, _| Turn::slow(1));
+    let slow = Speaker::one(|_, _| Turn::slow(100));
     let router = Router::start(OUTLIER, &workers(quick.iter().chain([&slow])));
     eventually("the slow one is ejected", || {
         std::thread::scope(|scope| {
@@ -54,8 +54,8 @@ fn a_worker_that_fails_most_requests_rests() {
 
 #[test]
 fn who_rests_is_called_back_when_the_others_are_gone() {
-    let quick = Speaker::one(|_, _| Turn::slow(2));
-    let slow = Speaker::one(|_, _| Turn::slow(40));
+    let quick = Speaker::one(|_, _| Turn::slow(1));
+    let slow = Speaker::one(|_, _| Turn::slow(100));
     let keys = format!("{OUTLIER}[router.limits]\nprobe_interval_ms = 100\n");
     let router = Router::start(&keys, &workers([&quick, &slow]));
     eventually("the slow one is ejected", || {

@@ -8,8 +8,8 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::ask::{
-    CHAT, assert_ended_by_error, assert_whole, begin, chat, eventually, of_response, raw, resumed,
-    stream, with, worker, workers,
+    CHAT, assert_whole, begin, chat, eventually, of_response, raw, resumed, stream, with, worker,
+    workers,
 };
 use super::client::post;
 use super::process::Router;
@@ -57,7 +57,7 @@ fn an_address_that_does_not_answer_costs_the_connect_timeout_and_no_request() {
         .replace(&good.address.to_string(), &hole.address.to_string());
     let router = Router::spawn(keys, &(workers([&good]) + &entry));
     hole.answer_probe();
-    let ready = format!("cgn_router_worker_ready{{worker=\"m@{}\"}}", hole.address);
+    let ready = format!("cgn_router_worker_ready{{model=\"m\",worker=\"m@{}\"}}", hole.address);
     eventually("both are ready", || router.metric(&ready) == 1.0);
     hole.fill();
     for i in 0..8 {
