@@ -7,12 +7,14 @@
 mod ask;
 #[path = "failure/breakers.rs"]
 mod breakers;
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "contract/client.rs"]
 mod client;
 #[path = "failure/control.rs"]
 mod control;
 #[path = "failure/drain.rs"]
 mod drain;
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "contract/engine.rs"]
 mod engine;
 #[path = "failure/gone.rs"]
@@ -23,12 +25,14 @@ mod heard;
 mod hedging;
 #[path = "failure/outliers.rs"]
 mod outliers;
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "contract/process.rs"]
 mod process;
 #[path = "failure/resume.rs"]
 mod resume;
 #[path = "failure/retries.rs"]
 mod retries;
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "failure/speaker.rs"]
 mod speaker;
 #[path = "failure/timeouts.rs"]

@@ -240,7 +240,10 @@ impl State {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         if turn.at > 0 || turn.fault == Fault::None {
             std::thread::sleep(turn.pause);
-            stream.write_all(head.as_bytes()).unwrap();
+            if stream.write_all(head.as_bytes()).is_err() {
+                self.cancelled.lock().unwrap().push(Instant::now());
+                return false;
+            }
         }
         let events = events(asked, &id);
         for (at, event) in events.iter().enumerate() {
@@ -258,10 +261,11 @@ impl State {
 
     /// One event in a chunk; false where the other side is gone.
     fn say(&self, stream: &mut TcpStream, event: &str, pause: Duration) -> bool {
-        stream.set_read_timeout(Some(pause.max(Duration::from_millis(1)))).unwrap();
-        let gone = !pause.is_zero() && matches!(stream.read(&mut [0; 16]), Ok(0));
+        std::thread::sleep(pause);
         let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-        stream.set_read_timeout(None).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let gone = matches!(stream.peek(&mut [0; 1]), Ok(0));
+        stream.set_nonblocking(false).unwrap();
         if gone || stream.write_all(chunk.as_bytes()).is_err() {
             self.cancelled.lock().unwrap().push(Instant::now());
             return false;
