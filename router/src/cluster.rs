@@ -229,10 +229,12 @@ impl Cluster {
                 life.cache.clear();
                 life.cannot_tokenize.store(false, Relaxed);
                 life.breaker.reset();
+                life.window.reset(self.now_ms());
             }
             if control_saw_it_recover(&old, &worker) {
                 life.healthy.store(true, Relaxed);
                 life.breaker.reset();
+                life.window.reset(self.now_ms());
             }
             self.note_draining(&life, worker.state);
             kept.push(worker.id.clone());

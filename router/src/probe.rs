@@ -45,6 +45,7 @@ pub async fn round(shard: &Rc<Shard>) {
                         }
                         if healthy {
                             worker.life.breaker.reset();
+                            worker.life.window.reset(shard.cluster.now_ms());
                         }
                         let now = if healthy { "up" } else { "down" };
                         tracing::info!(worker = worker.worker.id, "worker is {now}");

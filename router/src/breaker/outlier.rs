@@ -206,6 +206,13 @@ impl WorkerWindow {
         self.latency_requests.store(count.saturating_add(1), Relaxed);
     }
 
+    /// The engine is another one than it was: what was counted does not hold for it.
+    pub fn reset(&self, now_ms: u64) {
+        self.call_back(now_ms);
+        self.halves.iter().for_each(|half| half.store(0, Relaxed));
+        self.latency_requests.store(0, Relaxed);
+    }
+
     /// Ends its rest early. The number of its ejections stays.
     pub fn call_back(&self, now_ms: u64) {
         let _ = self.ejected_until_ms.fetch_min(now_ms, Relaxed);
@@ -323,6 +330,25 @@ mod tests {
         let seen = window.seen(10_000);
         assert!((seen.latency_ms.unwrap() - 40.0).abs() < 0.1);
         assert_eq!(seen.latency_requests, 200);
+    }
+
+    #[test]
+    fn who_is_called_back_or_started_anew_serves_again() {
+        let window = WorkerWindow::default();
+        let out = Ejected { at: 0, until_ms: 60_000, cause: Cause::Errors };
+        window.set_ejected(&out, 1_000);
+        window.call_back(2_000);
+        assert!(!window.is_ejected(2_000));
+        window.call_back(9_000);
+        assert_eq!(window.seen(2_000).ejected_until_ms, 2_000, "who is in stays in");
+        window.set_ejected(&out, 3_000);
+        (0..20).for_each(|_| window.record(true, 4_000));
+        window.record_latency(9.0);
+        window.reset(5_000);
+        let seen = window.seen(5_000);
+        assert!(!window.is_ejected(5_000));
+        assert_eq!((seen.requests, seen.errors, seen.latency_requests), (0, 0, 0));
+        assert_eq!(seen.times_ejected, 2, "its history is not forgotten");
     }
 
     proptest! {

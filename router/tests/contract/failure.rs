@@ -68,8 +68,9 @@ fn the_only_engines_503_is_passed_on() {
 #[test]
 fn when_all_fail_the_client_hears_it_once_with_retry_after() {
     let engines = [Engine::start(|_, _| false), Engine::start(|_, _| false)];
-    // No probe may find them healthy again within the test.
-    let keys = "[router.limits]\nprobe_interval_ms = 600000\n";
+    // One failure closes a worker, and no probe may find it healthy again within the test.
+    let keys = "[router.limits]\nprobe_interval_ms = 600000\n\
+                [router.breaker]\nfailures_max = 1\nopen_ms = 30000\n";
     let router = Router::start(keys, &(worker(&engines[0], 1) + &worker(&engines[1], 1)));
     let answer = router.client().post(CHAT, "", &chat("x"));
     assert_eq!((answer.status, answer.error()["code"].as_str()), (502, Some("engine_failed")));

@@ -149,14 +149,15 @@ fn the_engines_own_counts_reach_the_metrics() {
     let usage = r#"{"usage":{"prompt_tokens":100,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":64}}}"#;
     let router = Router::start("", &worker(&Engine::fixed(super::engine::json(usage)), 1));
     router.client().post(CHAT, "", &chat("x"));
-    // Counted a moment after the client has its answer.
-    for _ in 0..200 {
-        if router.metric("cgn_router_e2e_request_latency_seconds_count") > 0.0 {
+    // Counted behind the last byte of the answer.
+    let name = "cgn_router_prompt_tokens_total";
+    for _ in 0..500 {
+        if router.metric(name) > 0.0 {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert_eq!(router.metric("cgn_router_prompt_tokens_total"), 100.0);
+    assert_eq!(router.metric(name), 100.0);
     assert_eq!(router.metric("cgn_router_cached_tokens_total"), 64.0);
     assert_eq!(router.metric("cgn_router_completion_tokens_total"), 7.0);
 }

@@ -72,3 +72,29 @@ fn who_rests_is_called_back_when_the_others_are_gone() {
         raw(&router, CHAT, &chat("x")).starts_with(b"HTTP/1.1 200 ")
     });
 }
+
+/// What an engine did before it was started anew says nothing of it.
+#[test]
+fn a_worker_that_was_started_anew_is_judged_anew() {
+    let good = Speaker::group(2, |_, _| Turn::well());
+    let erring = Speaker::one(|number, _| match number {
+        0..8 => Turn::fails(Fault::Status(502), 0),
+        _ => Turn::well(),
+    });
+    let keys = format!("{OUTLIER}[router.limits]\nprobe_interval_ms = 50\n");
+    let router = Router::start(&keys, &workers(good.iter().chain([&erring])));
+    eventually("it is ejected", || {
+        raw(&router, CHAT, &chat("x"));
+        ejections(&router, &erring, "errors") == 1.0
+    });
+    erring.stop();
+    let ready = format!("cgn_router_worker_ready{{model=\"m\",worker=\"{}\"}}", id(&erring));
+    // The probes see that it is gone, and that it is back.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let again = erring.restarted();
+    eventually("it serves", || router.metric(&ready) == 1.0);
+    eventually("it is asked", || {
+        raw(&router, CHAT, &chat("x"));
+        !again.asked().is_empty()
+    });
+}

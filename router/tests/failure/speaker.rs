@@ -325,8 +325,11 @@ pub fn answer_to(prompt: &str) -> String {
 fn prompt(asked: &Asked) -> String {
     match asked.body["messages"].as_array() {
         Some(messages) => {
-            let said = messages.iter().filter(|message| message["role"] != "assistant");
-            said.last().and_then(|message| message["content"].as_str()).unwrap_or("").to_owned()
+            let mut said = messages.iter().filter(|message| message["role"] != "assistant");
+            said.next_back()
+                .and_then(|message| message["content"].as_str())
+                .unwrap_or("")
+                .to_owned()
         }
         None => asked.body["prompt"].as_str().unwrap_or_default().to_owned(),
     }
