@@ -199,6 +199,8 @@ pub async fn send(
     let address = &seat.worker.target.address;
     let kept = shard.pool.connect(address, limits).await?;
     match exchange(shard, watch, outgoing, seat, kept).await {
+        // Ended by the watchdog, not by the engine: it got the request.
+        Err(UpstreamError::Stale) if watch.verdict().is_some() => Err(UpstreamError::Ended),
         Err(UpstreamError::Stale) => {
             shard.stats.retries.with_label_values(&["stale_connection"]).inc();
             let fresh = Connection::open(address, limits).await?;

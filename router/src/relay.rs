@@ -118,7 +118,6 @@ pub async fn answer(
             Relayed::Close
         }
         Err(Broken::Engine) => {
-            shard.stats.streams_broken.inc();
             record.end = End::EngineFailed;
             Relayed::Close
         }
@@ -159,6 +158,7 @@ async fn go_on(
         Err(onward::Stuck::Client) => Err(Broken::Client),
         Err(onward::Stuck::Unsafe(reason) | onward::Stuck::Failed(reason)) => {
             shard.stats.resumed.with_label_values(&[reason]).inc();
+            shard.stats.streams_broken.inc();
             tracing::warn!(
                 worker,
                 reason,

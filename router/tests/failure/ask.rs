@@ -51,8 +51,13 @@ pub fn picks(router: &Router, engine: &Speaker) -> f64 {
     of_worker(router, "cgn_router_picks_total", engine)
 }
 
+/// Streams whose worker failed and that ended so. Counted behind the last byte of the answer, so it looks
+/// again for a while before it says none.
 pub fn resumed(router: &Router, result: &str) -> f64 {
-    router.metric(&format!("cgn_router_streams_resumed_total{{result=\"{result}\"}}"))
+    let name = format!("cgn_router_streams_resumed_total{{result=\"{result}\"}}");
+    let looks = std::iter::repeat_with(|| router.metric(&name)).take(100);
+    let pause = |_: &f64| std::thread::sleep(Duration::from_millis(10));
+    looks.inspect(pause).find(|count| *count > 0.0).unwrap_or(0.0)
 }
 
 /// Asks on a connection of its own; status and raw response, to the end of the connection.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::ask::{CHAT, begin, chat, eventually, workers};
+use super::ask::{CHAT, begin, chat, eventually, stream, workers};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
@@ -12,12 +12,16 @@ const GENEROUS: Duration = Duration::from_millis(1_500);
 
 /// How long after the client's end the engine saw its own.
 fn noticed(turn: Turn, heard: Option<&str>) -> Duration {
-    let engine = Speaker::one(move |_, _| turn);
+    let engine = Speaker::one(move |number, _| if number < 8 { Turn::well() } else { turn });
     let router = Router::start("", &workers([&engine]));
+    // What goes out over a connection that was used before is not sent again when that one is ended.
+    for i in 0..8 {
+        stream(&router, &chat(&format!("{i}")));
+    }
     let mut client = begin(&router, CHAT, &chat("x"));
     match heard {
         Some(text) => drop(client.until(text)),
-        None => eventually("the engine works", || engine.asked().len() == 1),
+        None => eventually("the engine works", || engine.asked().len() == 9),
     }
     // Longer than a tick: it is within one phase for some time.
     std::thread::sleep(Duration::from_millis(150));
@@ -26,6 +30,7 @@ fn noticed(turn: Turn, heard: Option<&str>) -> Duration {
     eventually("the engine is let go", || engine.cancelled().len() == 1);
     let after = engine.cancelled()[0].saturating_duration_since(left);
     eventually("it is counted", || router.metric("cgn_router_clients_gone_total") == 1.0);
+    assert_eq!(engine.asked().len(), 9, "nobody works for a client that is gone");
     after
 }
 

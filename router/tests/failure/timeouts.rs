@@ -138,6 +138,22 @@ fn a_messages_stream_ends_with_an_error_in_its_own_form() {
 }
 
 #[test]
+fn a_kept_connection_that_is_given_up_is_no_stale_one() {
+    let engine = Speaker::one(|number, _| match number {
+        4 => Turn::fails(Fault::Stall, 0),
+        _ => Turn::well(),
+    });
+    let router = Router::start("[router.limits]\nfirst_byte_s_max = 1\n", &workers([&engine]));
+    let body = with(chat("x"), json!({ "stream": false })).to_string();
+    let mut client = router.client();
+    for _ in 0..4 {
+        assert_eq!(client.post(CHAT, "", &body).status, 200);
+    }
+    assert_eq!(client.post(CHAT, "", &body).status, 504);
+    assert_eq!(engine.asked().len(), 5, "it is not sent again");
+}
+
+#[test]
 fn pipelined_requests_behind_a_504_are_answered() {
     let engine = Speaker::one(|number, _| match number {
         0 => Turn::fails(Fault::Stall, 0),
