@@ -16,6 +16,8 @@ mod deadlines;
 mod engine;
 #[path = "gateway/gate.rs"]
 mod gate;
+#[path = "gateway/gone.rs"]
+mod gone;
 #[path = "gateway/issuer.rs"]
 mod issuer;
 #[path = "gateway/keys.rs"]
