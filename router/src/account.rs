@@ -42,25 +42,20 @@ pub fn fields(record: &Record) -> Vec<(&'static str, String)> {
 }
 
 /// Notes the tokens of an answer against its tenant: the engine's own counts, or where it said none
-/// (a stream without `include_usage`, or one broken off) the prompt's estimate and a token a part.
-pub fn charge(shard: &Shard, ticket: &Ticket, record: &Record, prefix: &Prefix, parts: u32) {
+/// (a stream without `include_usage`, or one broken off) the prompt's estimate and the tokens that were
+/// `said`, one an event.
+pub fn charge(shard: &Shard, ticket: &Ticket, record: &Record, prefix: &Prefix, said: u64) {
     if record.status != 200 {
         return;
     }
     let usage = &record.usage;
     let estimated = || prefix.tokens_estimated(shard.cluster.tokens_per_byte());
     let prompt = usage.prompt_tokens.unwrap_or_else(estimated);
-    let said = if record.stream { u64::from(parts) } else { 0 };
+    let said = if record.stream { said } else { 0 };
     let completion = usage.completion_tokens.unwrap_or(said);
     ticket.tokens.set(prompt.saturating_add(completion));
-    let tenant = ticket.caller().tenant.name.as_str();
-    for (kind, tokens) in [
-        ("prompt", prompt),
-        ("cached", usage.cached_tokens.unwrap_or(0)),
-        ("completion", completion),
-    ] {
-        if tokens > 0 {
-            shard.stats.tenant_tokens.with_label_values(&[tenant, kind]).inc_by(tokens);
-        }
-    }
+    let counters = shard.counters.tenant(&shard.stats, &ticket.caller().tenant.name);
+    counters.prompt.inc_by(prompt);
+    counters.cached.inc_by(usage.cached_tokens.unwrap_or(0));
+    counters.completion.inc_by(completion);
 }

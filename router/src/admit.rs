@@ -25,6 +25,15 @@ use crate::shard::Shard;
 use crate::tokenize::Prefix;
 use crate::watch::{self, Watch};
 
+/// What a request says of its own urgency.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wishes {
+    /// `x-cgn-deadline-ms`: the first token is worth nothing after so many milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// `x-cgn-priority`: served sooner than others of its tenant; 0 is usual.
+    pub priority: f64,
+}
+
 /// Leave to go on, with the view the whole request is decided on.
 pub struct Ticket {
     view: Arc<View>,
@@ -109,7 +118,7 @@ pub fn enter(shard: &Shard, call: &Call, caller: Arc<Caller>) -> Result<Ticket, 
         .models
         .get(&call.model)
         .ok_or_else(|| RequestError::ModelNotFound(call.model.clone()))?;
-    serves(model, call.endpoint, shard.cluster.now_ms())?;
+    serves(model, call.endpoint, shard.now_ms())?;
     caller.tenant.meter.begin(unix_ms()).map_err(|limit| {
         let labels = [caller.tenant.name.as_str(), limit.kind.as_str()];
         shard.stats.limited.with_label_values(&labels).inc();
@@ -120,7 +129,7 @@ pub fn enter(shard: &Shard, call: &Call, caller: Arc<Caller>) -> Result<Ticket, 
         return Err(RequestError::Busy("too many requests are in flight", 1));
     }
     shard.stats.requests_running.inc();
-    shard.stats.tenant_requests.with_label_values(&[caller.tenant.name.as_str()]).inc();
+    shard.counters.tenant(&shard.stats, &caller.tenant.name).requests.inc();
     Ok(Ticket {
         model: call.model.clone(),
         life: Arc::clone(&model.life),
@@ -142,12 +151,12 @@ pub async fn place(
     ticket: &mut Ticket,
     call: &Call,
     prefix: &Prefix,
-    deadline_ms: Option<u64>,
+    wishes: Wishes,
     watch: &Watch,
 ) -> Result<(), RequestError> {
     let slo_ms = ticket.caller.tenant.ttft_slo_ms;
-    let within_ms = deadline_ms.or((slo_ms > 0).then_some(slo_ms));
-    let now_ms = shard.cluster.now_ms();
+    let within_ms = wishes.deadline_ms.or((slo_ms > 0).then_some(slo_ms));
+    let now_ms = shard.now_ms();
     let places = ticket.model().places(shard.config.limits.requests_per_slot_max, now_ms);
     if within_ms.is_none() && ticket.life.try_enter(places) {
         ticket.placed = Some(Instant::now());
@@ -157,7 +166,8 @@ pub async fn place(
         id: shard.next_id(),
         tenant: ticket.caller.tenant.name.as_str().into(),
         weight: ticket.caller.tenant.weight,
-        priority: ticket.caller.tenant.priority,
+        // What a request asks for, as far as its tenant may.
+        priority: wishes.priority.min(ticket.caller.tenant.priority),
         deadline_ms: within_ms.map(|within_ms| now_ms.saturating_add(within_ms)),
         uncached_tokens: uncached_tokens(shard, ticket, call, prefix),
         arrived_ms: now_ms,
@@ -191,12 +201,14 @@ async fn wait(
 ) -> Result<(), RequestError> {
     let begun = Instant::now();
     let life = Arc::clone(&ticket.life);
-    let retry_after = |load: Load| life.forecast.retry_after_s(load, 0.0, shard.cluster.now_ms());
+    let retry_after = |load: Load| life.forecast.retry_after_s(load, 0.0, shard.now_ms());
     let called = shard.waiters.wait(&ticket.life, entry.clone(), watch).await;
-    shard.stats.queue_wait.observe(begun.elapsed().as_secs_f64());
+    let ended = Instant::now();
+    shard.strike(ended);
+    shard.stats.queue_wait.observe((ended - begun).as_secs_f64());
     match called {
         Ok(Some(Called::Granted)) => {
-            ticket.placed = Some(Instant::now());
+            ticket.placed = Some(ended);
             Ok(())
         }
         Ok(Some(Called::Expired)) => {

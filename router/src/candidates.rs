@@ -58,7 +58,7 @@ pub fn gather(
     prefix: &Prefix,
     tried: &Tried,
 ) -> Vec<(Candidate, Match)> {
-    let now_ms = shard.cluster.now_ms();
+    let now_ms = shard.now_ms();
     let excluded: Vec<Option<Exclusion>> = model
         .workers
         .iter()

@@ -49,11 +49,11 @@ pub async fn send(
     let mut failure = UpstreamError::Connect;
     // Of the next attempt: the first has none.
     let mut cause = None;
-    shard.cluster.retries.deposit(shard.cluster.now_ms());
+    shard.cluster.retries.deposit(shard.now_ms());
     while tried.len() < shard.config.limits.attempts_max {
         let Some(seat) = pick(shard, ticket, wanted, &mut tried) else { break };
         if let Some(cause) = cause {
-            if !shard.cluster.retries.withdraw(shard.cluster.now_ms()) {
+            if !shard.cluster.retries.withdraw(shard.now_ms()) {
                 seat.worker.life.breaker.on_unknown();
                 shard.stats.retries_refused.inc();
                 break;
@@ -100,7 +100,7 @@ pub fn pick(
         let deciding = Instant::now();
         let seat = candidates::seat(shard, ticket, wanted.call.endpoint, wanted.prefix, tried)?;
         shard.stats.decision.observe(deciding.elapsed().as_secs_f64());
-        match seat.worker.life.breaker.permit(shard.cluster.now_ms()) {
+        match seat.worker.life.breaker.permit(shard.now_ms()) {
             Permit::Yes | Permit::Probe => return Some(seat),
             // Another request took the probe's place in between.
             Permit::No { .. } => tried.add(&seat.worker),
@@ -123,7 +123,7 @@ async fn attempt(
         .tokens_estimated(shard.cluster.tokens_per_byte())
         .saturating_sub(seat.prefix_tokens);
     let hedging = &shard.cluster.hedging;
-    hedging.deposit(shard.cluster.now_ms());
+    hedging.deposit(shard.now_ms());
     let Some(delay_ms) = hedging.delay_ms(&ticket.life().ttft, uncached) else {
         let sent = ask(shard, watch, wanted, &seat, 0, record).await;
         return (seat, sent);
@@ -188,7 +188,7 @@ fn rival(
     tried: &Tried,
     seat: &Seat,
 ) -> Option<Seat> {
-    if !shard.cluster.hedging.withdraw(shard.cluster.now_ms()) {
+    if !shard.cluster.hedging.withdraw(shard.now_ms()) {
         return None;
     }
     let mut others = tried.clone();
@@ -266,7 +266,8 @@ pub async fn ask(
 /// What the outcome says of the worker.
 pub fn judge(shard: &Shard, watch: &Watch, seat: &Seat, sent: &Result<Answer, UpstreamError>) {
     let life = &seat.worker.life;
-    let now_ms = shard.cluster.now_ms();
+    shard.strike(Instant::now());
+    let now_ms = shard.now_ms();
     let kind = match sent {
         // A 500 may be the request's own fault: it must not close a worker to everybody else.
         Ok(answer) if !matches!(answer.head.status, 502 | 504) => None,
@@ -293,7 +294,7 @@ pub fn judge(shard: &Shard, watch: &Watch, seat: &Seat, sent: &Result<Answer, Up
 /// The engine of `seat` broke off in the middle of an answer.
 pub fn blame(shard: &Shard, watch: &Watch, seat: &Seat) {
     if matches!(watch.verdict(), None | Some(Verdict::EngineStalled)) {
-        let (life, now_ms) = (&seat.worker.life, shard.cluster.now_ms());
+        let (life, now_ms) = (&seat.worker.life, shard.now_ms());
         life.window.record(true, now_ms);
         life.breaker.on_failure(FailureKind::Answer, now_ms, shard.next_id());
     }
@@ -324,7 +325,7 @@ fn give_up_for(
 
 /// Whether a worker would be left if the one just asked counted as tried.
 fn has_other(shard: &Shard, ticket: &Ticket, wanted: &Wanted<'_>, tried: &Tried) -> bool {
-    let now_ms = shard.cluster.now_ms();
+    let now_ms = shard.now_ms();
     let ready = ticket
         .model()
         .workers

@@ -19,6 +19,7 @@ pub mod candidates;
 pub mod cluster;
 pub mod config;
 pub mod connection;
+pub mod counters;
 pub mod dispatch;
 pub mod error;
 pub mod explain;

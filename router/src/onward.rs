@@ -111,6 +111,7 @@ pub async fn go_on(
             // The engine that died may be back before another one is.
             client.watch.stay(Phase::Queue);
             monoio::time::sleep(LOOK).await;
+            shard.strike(Instant::now());
             ticket.refresh();
             tried = Tried::default();
             continue;

@@ -99,6 +99,7 @@ impl Record {
     /// A request was read.
     pub fn begin(shard: &Shard, client: &Client, request: &Request) -> Self {
         let started = Instant::now();
+        shard.strike(started);
         Record {
             request_id: request_id(shard, request).into(),
             started,

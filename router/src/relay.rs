@@ -67,6 +67,8 @@ pub struct Passage {
     last: Option<Instant>,
     /// Parts passed on: tokens, or a few at once.
     pub parts: u32,
+    /// Events passed on, where the stream passes by events: a token each, but for a few.
+    events: u64,
 }
 
 /// Where an engine left off, as far as something of ours can stand there.
@@ -91,7 +93,7 @@ pub async fn answer(
     let mut passage = Passage::of(shard, client, wanted, &answer);
     passage.write_head(client, wanted, &seat, &mut answer, record);
     let endpoint = wanted.call.endpoint.as_str();
-    shard.stats.requests.with_label_values(&[endpoint, &record.status.to_string()]).inc();
+    shard.counters.answered(&shard.stats, endpoint, record.status);
     let ended = passage.pass_on(shard, client, &mut answer, wanted.call.endpoint, record).await;
     let ended = match ended {
         Ok(()) => {
@@ -216,6 +218,7 @@ impl Passage {
             first: None,
             last: None,
             parts: 0,
+            events: 0,
         }
     }
 
@@ -346,7 +349,7 @@ impl Passage {
 
     /// Lays one part of the engine's bytes down as the client is to see it.
     fn append(&mut self, client: &mut Client, part: &[u8]) {
-        let Passage { dechunk, tape, held, .. } = self;
+        let Passage { dechunk, tape, held, events, .. } = self;
         let Some(scanner) = dechunk else { return client.push(part) };
         let before = held.len();
         // The answer's own scanner took these bytes already, so they are well formed.
@@ -357,6 +360,7 @@ impl Passage {
             if tape.is_whole() { tape.incomplete_bytes() } else { 0 }
         });
         let until = held.len().saturating_sub(incomplete);
+        *events += memchr::memmem::find_iter(&held[..until], b"\n\n").count() as u64;
         client.push(&held[..until]);
         held.drain(..until);
     }
@@ -364,6 +368,7 @@ impl Passage {
     /// TTFT for the first part, ITL for each later one.
     pub fn stamp(&mut self, shard: &Shard, record: &mut Record) {
         let now = Instant::now();
+        shard.strike(now);
         match self.last {
             None => {
                 self.first = Some(now);
@@ -392,7 +397,7 @@ impl Passage {
             .saturating_sub(seat.prefix_tokens);
         if let (Some(first), Some(placed), 200) = (self.first, ticket.placed(), record.status) {
             let ttft_ms = (first.saturating_duration_since(placed)).as_secs_f64() * 1_000.0;
-            ticket.life().forecast.observe_ttft(uncached, ttft_ms, shard.cluster.now_ms());
+            ticket.life().forecast.observe_ttft(uncached, ttft_ms, shard.now_ms());
             if shard.config.hedge.enabled {
                 ticket.life().ttft.observe(uncached, ttft_ms);
             }
@@ -408,7 +413,7 @@ impl Passage {
         if wanted.call.stream {
             shard.stats.stream_parts.inc_by(u64::from(self.parts));
         }
-        account::charge(shard, ticket, record, prefix, self.parts);
+        account::charge(shard, ticket, record, prefix, self.events.max(u64::from(self.parts)));
     }
 
     /// Says what happened, where that can be said: an error event, then the end of the stream.

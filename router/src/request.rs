@@ -6,6 +6,9 @@
 //! an OpenAI error with the right status; from the first byte of the relay on the status is the
 //! engine's.
 
+use std::ops::Range;
+
+use crate::admit::Wishes;
 use crate::connection::Client;
 use crate::dispatch::{self, Wanted};
 use crate::error::RequestError;
@@ -14,6 +17,7 @@ use crate::read::{self, Request};
 use crate::record::{Record, fresh_id};
 use crate::relay::{self, Relayed};
 use crate::shard::Shard;
+use crate::tenant::PRIORITY_MAX;
 use crate::trace::request_trace::Step;
 use crate::{account, admit, authenticate, local, parse, tokenize};
 
@@ -92,7 +96,7 @@ async fn answer(
     record.called(&call);
     let caller = authenticate::caller(shard, &client.peer, request)?;
     record.called_by(&caller);
-    let deadline_ms = deadline_ms(request)?;
+    let wishes = wishes(request)?;
     let mut ticket = admit::enter(shard, &call, caller)?;
 
     let tokenizing = record.enter(Step::Tokenize);
@@ -100,7 +104,7 @@ async fn answer(
     record.leave(tokenizing);
 
     let queueing = record.enter(Step::Queue);
-    let place = admit::place(shard, &mut ticket, &call, &prefix, deadline_ms, &client.watch).await;
+    let place = admit::place(shard, &mut ticket, &call, &prefix, wishes, &client.watch).await;
     record.leave(queueing);
     record.queued = ticket.placed().map(|placed| placed - record.started);
     place?;
@@ -128,20 +132,32 @@ async fn refuse(
     client.refuse(error, &record.request_id, &limits, keep_alive).await
 }
 
-fn count_refusal(shard: &Shard, endpoint: &str, error: &RequestError) {
+fn count_refusal(shard: &Shard, endpoint: &'static str, error: &RequestError) {
     shard.stats.refusals.with_label_values(&[error.reason()]).inc();
-    shard.stats.requests.with_label_values(&[endpoint, &error.status().to_string()]).inc();
+    shard.counters.answered(&shard.stats, endpoint, error.status());
 }
 
-/// `x-cgn-deadline-ms`: the first token is worth nothing after so many milliseconds.
-fn deadline_ms(request: &Request) -> Result<Option<u64>, RequestError> {
-    let Some(range) = request.head.deadline.clone() else { return Ok(None) };
-    let value = std::str::from_utf8(&request.head_bytes()[range]).ok();
-    match value.and_then(|value| value.parse::<u64>().ok()) {
-        Some(ms) if (1..=DEADLINE_MS_MAX).contains(&ms) => Ok(Some(ms)),
-        _ => Err(RequestError::Header {
+/// What the request's own fields say of its urgency.
+fn wishes(request: &Request) -> Result<Wishes, RequestError> {
+    let text = |range: &Option<Range<usize>>| {
+        let bytes = range.clone().map(|range| &request.head_bytes()[range])?;
+        // What is no text is no number either.
+        Some(std::str::from_utf8(bytes).unwrap_or_default())
+    };
+    let mut wishes = Wishes::default();
+    if let Some(value) = text(&request.head.deadline) {
+        let ms = value.parse().ok().filter(|ms| (1..=DEADLINE_MS_MAX).contains(ms));
+        wishes.deadline_ms = Some(ms.ok_or(RequestError::Header {
             field: "x-cgn-deadline-ms",
             message: "must be a whole number of milliseconds, 1 to 86400000",
-        }),
+        })?);
     }
+    if let Some(value) = text(&request.head.priority) {
+        let priority = value.parse().ok().filter(|wish| (0.0..=PRIORITY_MAX).contains(wish));
+        wishes.priority = priority.ok_or(RequestError::Header {
+            field: "x-cgn-priority",
+            message: "must be a number, 0 to 1000",
+        })?;
+    }
+    Ok(wishes)
 }

@@ -491,6 +491,7 @@ async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, accepting: &Cell<
         monoio::time::sleep(TICK).await;
         let stall = slept.elapsed().saturating_sub(TICK);
         shard.stats.loop_stall.observe(stall.as_secs_f64());
+        shard.strike(Instant::now());
         if shard.cluster.stops.load(Relaxed) {
             shard.watchdog.give_up_engines();
         }

@@ -7,11 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use prometheus::{Counter, IntCounter};
 
 use crate::cluster::Cluster;
 use crate::config::Router;
+use crate::counters::Counters;
 use crate::front::Front;
 use crate::hall::Waiters;
 use crate::identity::{Identity, IdentityCache};
@@ -59,6 +61,10 @@ pub struct Shard {
     bytes_in: IntCounter,
     cpu: Counter,
     bytes_out: IntCounter,
+    /// Counters looked up already.
+    pub counters: Counters,
+    /// The time of the last look at the clock, in ms on the cluster's clock.
+    clock_ms: Cell<u64>,
     /// Prompts tokenized lately.
     pub tokens: RefCell<TokenCache>,
     /// Nothing is accepted any more.
@@ -90,6 +96,8 @@ impl Shard {
             has_left: Cell::new(false),
             waiters: Rc::new(Waiters::new(core, Arc::clone(&cluster.bells))),
             callers: RefCell::new(IdentityCache::new()),
+            counters: Counters::default(),
+            clock_ms: Cell::new(cluster.now_ms()),
             identity,
             recorder,
             cpu: stats.cpu.with_label_values(&[&core_name(core)]),
@@ -107,6 +115,18 @@ impl Shard {
     pub fn count_bytes(&self, bytes_in: u64, bytes_out: u64) {
         self.bytes_in.inc_by(bytes_in);
         self.bytes_out.inc_by(bytes_out);
+    }
+
+    /// Notes the time. Called where the clock is read anyway: when a request begins, when a part of an
+    /// answer was passed on, and each tick.
+    pub fn strike(&self, now: Instant) {
+        self.clock_ms.set(self.cluster.at_ms(now));
+    }
+
+    /// The time on the cluster's clock, as of the last strike: a tick old at most. For queues, breakers
+    /// and budgets, which count in seconds.
+    pub fn now_ms(&self) -> u64 {
+        self.clock_ms.get()
     }
 
     /// Hands what was recorded over to those who write it down.

@@ -39,7 +39,8 @@ pub struct TenantConfig {
     pub admin: bool,
     /// Its share of a full cluster, in proportion to the others'.
     pub weight: u32,
-    /// Raises its requests in the queue: a request counts as `1 + priority` times as short.
+    /// The most its requests may ask for by `x-cgn-priority`: within the tenant, a request counts as
+    /// `1 + priority` times as short.
     pub priority: f64,
     /// Requests in a minute; 0 is no limit, as with all limits here.
     pub requests_per_minute: u64,
@@ -96,7 +97,7 @@ pub struct Tenant {
     pub admin: bool,
     /// Share of a full cluster.
     pub weight: u32,
-    /// Added to 1 in the order of the queue.
+    /// The most a request may ask for by `x-cgn-priority`.
     pub priority: f64,
     /// The longest it wants to wait for a first token, in ms; 0: as long as it takes.
     pub ttft_slo_ms: u64,

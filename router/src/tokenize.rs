@@ -103,7 +103,7 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         return exact(shard, call, &tokens, text_bytes);
     }
     let is_exact = mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_));
-    let now_ms = shard.cluster.now_ms();
+    let now_ms = shard.now_ms();
     if is_exact && let Some(worker) = tokenizing_worker(model, call.endpoint, now_ms) {
         let key = short_hash(call, body);
         if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {

@@ -67,6 +67,8 @@ pub struct RequestHead {
     pub api_key: Option<Range<usize>>,
     /// `x-cgn-deadline-ms`.
     pub deadline: Option<Range<usize>>,
+    /// `x-cgn-priority`.
+    pub priority: Option<Range<usize>>,
     /// `traceparent`; `None` also where it was sent twice.
     pub traceparent: Option<Range<usize>>,
     /// `tracestate`.
@@ -246,6 +248,7 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
         authorization: known.authorization,
         api_key: known.api_key,
         deadline: known.deadline,
+        priority: known.priority,
         traceparent: known.traceparent.filter(|_| !known.is_traced_twice),
         tracestate: known.tracestate,
         accept: known.accept,
@@ -260,6 +263,7 @@ struct Known {
     authorization: Option<Range<usize>>,
     api_key: Option<Range<usize>>,
     deadline: Option<Range<usize>>,
+    priority: Option<Range<usize>>,
     traceparent: Option<Range<usize>>,
     is_traced_twice: bool,
     tracestate: Option<Range<usize>>,
@@ -276,6 +280,7 @@ impl Known {
             11 => ("traceparent", &mut self.traceparent),
             12 => ("x-request-id", &mut self.request_id),
             13 => ("authorization", &mut self.authorization),
+            14 => ("x-cgn-priority", &mut self.priority),
             17 => ("x-cgn-deadline-ms", &mut self.deadline),
             _ => return,
         };
