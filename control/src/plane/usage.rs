@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::wire::TenantUsage;
+use dataplane::wire::{TenantUsage, USAGE_TENANTS_MAX};
 
 /// A router that said nothing for so long runs nothing, as far as limits go: twenty reports.
 pub const SILENT_MS: u64 = 10_000;
@@ -157,15 +157,11 @@ fn merge(into: &mut Vec<TenantUsage>, older: Vec<TenantUsage>) {
     let mut rows: BTreeMap<String, TenantUsage> =
         into.drain(..).map(|row| (row.tenant.clone(), row)).collect();
     for row in older {
-        match rows.get_mut(&row.tenant) {
-            Some(sum) => {
-                *sum = sum.at(sum.minute.max(row.minute), sum.day.max(row.day));
-                sum.add(&row);
-            }
-            None if rows.len() < dataplane::wire::USAGE_TENANTS_MAX => {
-                rows.insert(row.tenant.clone(), row);
-            }
-            None => {}
+        if let Some(sum) = rows.get_mut(&row.tenant) {
+            *sum = sum.at(sum.minute.max(row.minute), sum.day.max(row.day));
+            sum.add(&row);
+        } else if rows.len() < USAGE_TENANTS_MAX {
+            rows.insert(row.tenant.clone(), row);
         }
     }
     *into = rows.into_values().collect();

@@ -118,7 +118,7 @@ fn rows_of_those_that_left_stay_bounded() {
         usages.left(life, life);
     }
     let rows: usize = usages.routers.values().map(|router| router.told.tenants.len()).sum();
-    assert!(rows <= dataplane::wire::USAGE_TENANTS_MAX + LEFT_MAX * 1_000, "{rows}");
+    assert!(rows <= USAGE_TENANTS_MAX + LEFT_MAX * 1_000, "{rows}");
 }
 
 #[derive(Clone, Debug)]
