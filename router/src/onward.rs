@@ -95,7 +95,8 @@ pub async fn go_on(
     let step = record.enter(Step::Resume);
     let mut tried = Tried::default();
     tried.add(dead);
-    let until = Instant::now() + Duration::from_millis(shard.config.resume.wait_ms_max);
+    let wait_max = Duration::from_millis(shard.config.resume.wait_ms_max);
+    let mut waited = Duration::ZERO;
     let mut attempts = 0;
     while attempts < shard.config.limits.attempts_max {
         match client.watch.verdict() {
@@ -105,9 +106,11 @@ pub async fn go_on(
             Some(_) => return Err(Stuck::Failed("too_late")),
         }
         let Some(seat) = dispatch::pick(shard, ticket, wanted, &mut tried) else {
-            if Instant::now() >= until {
+            // Time spent at a worker that then failed too is no waiting.
+            if waited >= wait_max {
                 return Err(Stuck::Failed("no_worker"));
             }
+            waited += LOOK;
             // The engine that died may be back before another one is.
             client.watch.stay(Phase::Queue);
             monoio::time::sleep(LOOK).await;

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use ask::{CHAT, assert_whole, begin, chat, eventually, raw, stream, with, workers};
+use ask::{CHAT, assert_whole, begin, chat, eventually, raw, start, stream, with, workers};
 use client::Client;
 use process::Router;
 use speaker::{Fault, Speaker, Turn, WORDS};
@@ -242,7 +242,7 @@ fn no_worker_takes_everything_under_load() {
     for prefix in ["", shared.as_str()] {
         let engines = Speaker::group(3, |_, _| Turn::slow(5));
         let entries = workers(&engines).replace("slots = 16", "slots = 4");
-        let router = Router::start("", &entries);
+        let router = start("", &entries);
         let prompts: Vec<String> = (0..300).map(|i| format!("{prefix}question {i}")).collect();
         ask_all(&router, &prompts, 16);
         let shares: Vec<usize> = engines.iter().map(|engine| engine.asked().len()).collect();
@@ -277,7 +277,7 @@ fn to_third_event(address: std::net::SocketAddr) -> Duration {
 #[test]
 fn small_pieces_of_a_stream_are_not_held_back() {
     let engine = Speaker::one(|_, _| Turn::slow(2));
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     let (direct, through) = (to_third_event(engine.address), to_third_event(router.http));
     println!("to the third event: {direct:?} directly, {through:?} through the router");
     assert!(through < direct * 3, "{direct:?} directly, {through:?} through the router");
@@ -286,7 +286,7 @@ fn small_pieces_of_a_stream_are_not_held_back() {
 #[test]
 fn a_thousand_requests_need_few_connections() {
     let engine = Speaker::one(|_, _| Turn::well());
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     let prompts: Vec<String> = (0..1_000).map(|i| format!("{i}")).collect();
     ask_all(&router, &prompts, 8);
     assert_eq!(engine.asked().len(), 1_000);
@@ -298,7 +298,7 @@ fn a_thousand_requests_need_few_connections() {
 #[test]
 fn the_body_reaches_the_engine_byte_for_byte() {
     let engine = Speaker::one(|_, _| Turn::well());
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     let body = concat!(
         r#"{ "model":"m","messages":[{"role":"user","content":[{"type":"text","text":"caf\u00e9"},"#,
         r#"{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}],"#,
@@ -315,7 +315,7 @@ fn the_body_reaches_the_engine_byte_for_byte() {
 #[test]
 fn usage_and_finish_reason_are_the_engines() {
     let engine = Speaker::one(|_, _| Turn::well());
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     let heard = stream(&router, &chat("x"));
     assert_whole(&heard, "x");
     let usage = json!({ "prompt_tokens": 7, "completion_tokens": WORDS, "total_tokens": 19 });
@@ -335,7 +335,7 @@ fn usage_and_finish_reason_are_the_engines() {
 #[test]
 fn an_unknown_model_is_a_404_streamed_or_not() {
     let engine = Speaker::one(|_, _| Turn::well());
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     for path in [CHAT, "/v1/completions", "/v1/embeddings", "/v1/messages"] {
         for stream in [true, false] {
             let fields =
@@ -352,7 +352,7 @@ fn an_unknown_model_is_a_404_streamed_or_not() {
 #[test]
 fn no_200_is_empty_when_an_engine_is_dead() {
     let engines = Speaker::group(3, |_, _| Turn::well());
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     engines[0].stop();
     for i in 0..40 {
         let prompt = format!("{i}");
@@ -376,7 +376,7 @@ fn no_error_names_an_engine() {
             Speaker::one(move |number, _| Turn::fails(fault, if number == 0 { 5 } else { 0 }));
         let keys = "[router.limits]\nfirst_byte_s_max = 1\ninter_token_s_max = 1\n\
                     [router.resume]\nwait_ms_max = 100\n";
-        let router = Router::start(keys, &workers([&engine]));
+        let router = start(keys, &workers([&engine]));
         for _ in 0..2 {
             let response = String::from_utf8(raw(&router, CHAT, &chat("x"))).unwrap();
             let body = response.split_once("\r\n\r\n").unwrap().1;
@@ -393,7 +393,7 @@ fn no_error_names_an_engine() {
 #[test]
 fn readiness_tells_the_truth() {
     let engine = Speaker::one(|_, _| Turn::well());
-    let router = Router::start("[router.limits]\nprobe_interval_ms = 100\n", &workers([&engine]));
+    let router = start("[router.limits]\nprobe_interval_ms = 100\n", &workers([&engine]));
     let is_ready = |status: u16| router.client().get("/readyz").status == status;
     assert!(is_ready(200));
     engine.stop();
@@ -408,7 +408,7 @@ fn readiness_tells_the_truth() {
 fn a_request_to_a_crashed_worker_never_hangs() {
     let engines = Speaker::group(2, |_, _| Turn::slow(20));
     // Nobody notices for the tests' sake: no probe, and a long patience with an engine.
-    let router = Router::start("[router.limits]\nprobe_interval_ms = 600000\n", &workers(&engines));
+    let router = start("[router.limits]\nprobe_interval_ms = 600000\n", &workers(&engines));
     let mut running: Vec<_> =
         (0..8).map(|i| begin(&router, CHAT, &chat(&format!("{i}")))).collect();
     eventually("both work", || engines.iter().all(|engine| engine.asked().len() >= 2));

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use super::ask::{CHAT, assert_whole, chat, eventually, of_worker, picks, raw, stream, workers};
+use super::ask::{
+    CHAT, assert_whole, chat, eventually, of_worker, picks, raw, start, stream, workers,
+};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
@@ -25,7 +27,7 @@ fn it_opens_after_failures_and_probes_close_it_again() {
     });
     let good = Speaker::one(|_, _| Turn::well());
     let keys = "[router.breaker]\nfailures_max = 3\nopen_ms = 60000\nopen_ms_max = 60000\n";
-    let router = Router::start(keys, &workers([&failing, &good]));
+    let router = start(keys, &workers([&failing, &good]));
     for i in 0..20 {
         let prompt = format!("{i}");
         assert_whole(&stream(&router, &chat(&prompt)), &prompt);
@@ -37,7 +39,7 @@ fn it_opens_after_failures_and_probes_close_it_again() {
 
     sick.store(false, SeqCst);
     let keys = keys.replace("60000", "200");
-    let router = Router::start(&keys, &workers([&failing, &good]));
+    let router = start(&keys, &workers([&failing, &good]));
     sick.store(true, SeqCst);
     eventually("it opens", || {
         stream(&router, &chat("x"));
@@ -60,7 +62,7 @@ fn the_500s_of_one_client_are_its_own() {
             false => Turn::well(),
         }
     });
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     for _ in 0..30 {
         assert_eq!(status(&router, "poison"), "500");
     }
@@ -80,7 +82,7 @@ fn a_request_at_which_engines_hang_up_closes_no_worker_to_the_others() {
             false => Turn::well(),
         }
     });
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     assert_eq!(status(&router, "poison"), "502");
     assert_eq!(status(&router, "honest"), "200");
     for engine in &engines {
@@ -92,7 +94,7 @@ fn a_request_at_which_engines_hang_up_closes_no_worker_to_the_others() {
 fn a_refused_connection_opens_it_at_once() {
     let engines = Speaker::group(2, |_, _| Turn::well());
     let keys = "[router.limits]\nprobe_interval_ms = 600000\n[router.breaker]\nopen_ms = 60000\nopen_ms_max = 60000\n";
-    let router = Router::start(keys, &workers(&engines));
+    let router = start(keys, &workers(&engines));
     eventually("both are used", || {
         stream(&router, &chat("x"));
         engines.iter().all(|engine| !engine.asked().is_empty())

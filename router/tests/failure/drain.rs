@@ -5,10 +5,9 @@ use std::time::Duration;
 use dataplane::wire::WorkerState::{Draining, Ready};
 
 use super::ask::{
-    CHAT, assert_whole, begin, chat, eventually, of_response, resumed, stream, workers,
+    CHAT, assert_whole, begin, chat, eventually, of_response, resumed, start, stream, workers,
 };
 use super::control::{Control, worker_id};
-use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
 #[test]
@@ -65,7 +64,7 @@ fn a_cordon_sticks_over_snapshots_and_health() {
 #[test]
 fn a_router_that_drains_says_so_and_lets_streams_finish() {
     let engine = Speaker::one(|_, _| Turn::slow(80));
-    let mut router = Router::start("", &workers([&engine]));
+    let mut router = start("", &workers([&engine]));
     let mut running = begin(&router, CHAT, &chat("finishes"));
     eventually("it runs", || engine.asked().len() == 1);
     assert_eq!(router.client().get("/readyz").status, 200);
@@ -81,7 +80,7 @@ fn a_router_whose_time_to_drain_is_over_ends_streams_with_an_error_event() {
         pause: Duration::from_millis(20),
         ..Turn::fails(Fault::Endless, 5)
     });
-    let mut router = Router::start("[router.limits]\ndrain_s_max = 1\n", &workers([&engine]));
+    let mut router = start("[router.limits]\ndrain_s_max = 1\n", &workers([&engine]));
     let mut running = begin(&router, CHAT, &chat("for ever"));
     running.until("w3x");
     let mut client = running;

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::ask::{CHAT, begin, chat, eventually, stream, workers};
-use super::process::Router;
+use super::ask::{CHAT, begin, chat, eventually, start, stream, workers};
 use super::speaker::{Fault, Speaker, Turn};
 
 /// The goal is 100 ms behind the 50 ms between two looks. A busy machine gets more; the measured value
@@ -13,7 +12,7 @@ const GENEROUS: Duration = Duration::from_millis(1_500);
 /// How long after the client's end the engine saw its own.
 fn noticed(turn: Turn, heard: Option<&str>) -> Duration {
     let engine = Speaker::one(move |number, _| if number < 8 { Turn::well() } else { turn });
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     // What goes out over a connection that was used before is not sent again when that one is ended.
     for i in 0..8 {
         stream(&router, &chat(&format!("{i}")));

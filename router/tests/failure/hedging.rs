@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::ask::{CHAT, assert_whole, chat, eventually, raw, stream, workers};
+use super::ask::{CHAT, assert_whole, chat, eventually, raw, start, stream, workers};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
@@ -32,7 +32,7 @@ impl Pair {
     }
 
     fn router(&self, hedge: &str) -> Router {
-        let router = Router::start(hedge, &workers(&self.engines));
+        let router = start(hedge, &workers(&self.engines));
         for i in 0..SAMPLES + 6 {
             let prompt = format!("{i}");
             assert_whole(&stream(&router, &chat(&prompt)), &prompt);

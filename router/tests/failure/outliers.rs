@@ -1,6 +1,6 @@
 //! Who is much worse than its peers rests a while, unless nobody else is left.
 
-use super::ask::{CHAT, assert_whole, chat, eventually, id, picks, raw, stream, workers};
+use super::ask::{CHAT, assert_whole, chat, eventually, id, picks, raw, start, stream, workers};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
@@ -16,7 +16,7 @@ const OUTLIER: &str = "[router.breaker]\nfailures_max = 64\nfailure_share_min = 
 fn a_worker_that_is_slow_between_tokens_rests() {
     let quick = Speaker::group(2, |_, _| Turn::slow(1));
     let slow = Speaker::one(|_, _| Turn::slow(100));
-    let router = Router::start(OUTLIER, &workers(quick.iter().chain([&slow])));
+    let router = start(OUTLIER, &workers(quick.iter().chain([&slow])));
     eventually("the slow one is ejected", || {
         std::thread::scope(|scope| {
             for i in 0..6 {
@@ -39,7 +39,7 @@ fn a_worker_that_is_slow_between_tokens_rests() {
 fn a_worker_that_fails_most_requests_rests() {
     let good = Speaker::group(2, |_, _| Turn::well());
     let erring = Speaker::one(|_, _| Turn::fails(Fault::Status(502), 0));
-    let router = Router::start(OUTLIER, &workers(good.iter().chain([&erring])));
+    let router = start(OUTLIER, &workers(good.iter().chain([&erring])));
     eventually("it is ejected", || {
         raw(&router, CHAT, &chat("x"));
         ejections(&router, &erring, "errors") == 1.0
@@ -57,7 +57,7 @@ fn who_rests_is_called_back_when_the_others_are_gone() {
     let quick = Speaker::one(|_, _| Turn::slow(1));
     let slow = Speaker::one(|_, _| Turn::slow(100));
     let keys = format!("{OUTLIER}[router.limits]\nprobe_interval_ms = 100\n");
-    let router = Router::start(&keys, &workers([&quick, &slow]));
+    let router = start(&keys, &workers([&quick, &slow]));
     eventually("the slow one is ejected", || {
         std::thread::scope(|scope| {
             for i in 0..4 {
@@ -82,7 +82,7 @@ fn a_worker_that_was_started_anew_is_judged_anew() {
         _ => Turn::well(),
     });
     let keys = format!("{OUTLIER}[router.limits]\nprobe_interval_ms = 50\n");
-    let router = Router::start(&keys, &workers(good.iter().chain([&erring])));
+    let router = start(&keys, &workers(good.iter().chain([&erring])));
     eventually("it is ejected", || {
         raw(&router, CHAT, &chat("x"));
         ejections(&router, &erring, "errors") == 1.0

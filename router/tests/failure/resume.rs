@@ -7,11 +7,10 @@ use serde_json::json;
 
 use super::ask::{
     CHAT, assert_ended_by_error, assert_whole, begin, chat, eventually, of_response, raw, resumed,
-    stream, with, worker, workers,
+    start, stream, with, worker, workers,
 };
 use super::client::post;
 use super::heard::Heard;
-use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn, WORDS, answer_to};
 
 /// Events of one answer: the role, the words, the finish reason, the usage, `[DONE]`.
@@ -29,7 +28,7 @@ fn wherever_and_however_an_engine_dies_the_client_reads_the_whole_answer() {
     for fault in [Fault::Close, Fault::Reset, Fault::Garbage, Fault::HalfEvent, Fault::Dies] {
         for at in [1, 2, 7, WORDS] {
             let engines = dies_first(fault, at);
-            let router = Router::start("", &workers(&engines));
+            let router = start("", &workers(&engines));
             let heard = stream(&router, &chat("rivers"));
             assert_whole(&heard, "rivers");
             assert_eq!(heard.usage.unwrap()["completion_tokens"], WORDS, "{fault:?} at {at}");
@@ -46,7 +45,7 @@ fn wherever_and_however_an_engine_dies_the_client_reads_the_whole_answer() {
 #[test]
 fn an_engine_that_dies_behind_the_last_word_needs_no_other() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Dies, EVENTS - 1));
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     assert_whole(&stream(&router, &chat("end")), "end");
     assert_eq!((resumed(&router, "resumed"), engine.asked().len()), (1.0, 1));
 }
@@ -54,7 +53,7 @@ fn an_engine_that_dies_behind_the_last_word_needs_no_other() {
 #[test]
 fn an_end_without_finish_reason_is_no_end() {
     let engines = dies_first(Fault::PoliteEnd, 7);
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     assert_whole(&stream(&router, &chat("polite")), "polite");
     assert_eq!(resumed(&router, "resumed"), 1.0);
 }
@@ -63,7 +62,7 @@ fn an_end_without_finish_reason_is_no_end() {
 fn what_is_not_greedy_goes_on_from_its_text() {
     let engines = dies_first(Fault::Close, 7);
     let entries: String = engines.iter().map(|engine| worker(engine, "vllm")).collect();
-    let router = Router::start("[router.kv]\nmode = \"text\"\n", &entries);
+    let router = start("[router.kv]\nmode = \"text\"\n", &entries);
     let body = with(chat("warm"), json!({ "temperature": 0.8 }));
     assert_whole(&stream(&router, &body), "warm");
     assert_eq!(resumed(&router, "resumed"), 1.0);
@@ -78,7 +77,7 @@ fn what_is_not_greedy_goes_on_from_its_text() {
 #[test]
 fn an_old_client_reads_it_too() {
     let engines = dies_first(Fault::Close, 5);
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     let mut client = router.client();
     client.send(post(CHAT, "", &chat("old").to_string()).replace("HTTP/1.1", "HTTP/1.0"));
     let (status, _) = client.head();
@@ -93,7 +92,7 @@ fn a_client_of_http2_reads_it_too() {
         return;
     }
     let engines = dies_first(Fault::Close, 5);
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     let url = format!("http://{}{CHAT}", router.http);
     let answer = Command::new("curl")
         .args(["-sN", "--max-time", "20", "--http2-prior-knowledge", &url])
@@ -113,7 +112,7 @@ fn it_goes_on_only_once() {
         1 => Turn::fails(Fault::Close, 9),
         _ => Turn::well(),
     });
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     let heard = stream(&router, &chat("twice"));
     assert_ended_by_error(&heard, "twice");
     assert!(heard.text.len() > answer_to("twice").len() / 3, "{heard:?}");
@@ -127,7 +126,7 @@ fn a_second_engine_that_says_nothing_new_is_replaced_by_a_third() {
         1 => Turn::fails(Fault::Close, 4),
         _ => Turn::well(),
     });
-    let router = Router::start("", &workers(&engines));
+    let router = start("", &workers(&engines));
     assert_whole(&stream(&router, &chat("third")), "third");
 }
 
@@ -138,7 +137,7 @@ fn the_only_engine_is_waited_for() {
         _ => Turn::well(),
     });
     let keys = "[router.limits]\nprobe_interval_ms = 100\n[router.resume]\nwait_ms_max = 15000\n";
-    let router = Router::start(keys, &workers([&engine]));
+    let router = start(keys, &workers([&engine]));
     let client = std::thread::scope(|scope| {
         let reading = scope.spawn(|| stream(&router, &chat("back")));
         eventually("it is gone", || router.metric("cgn_router_worker_ready{") == 0.0);
@@ -155,7 +154,7 @@ fn the_only_engine_is_waited_for() {
 #[test]
 fn a_wait_that_is_too_long_ends_with_an_error() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Dies, 6));
-    let router = Router::start("[router.resume]\nwait_ms_max = 300\n", &workers([&engine]));
+    let router = start("[router.resume]\nwait_ms_max = 300\n", &workers([&engine]));
     assert_ended_by_error(&stream(&router, &chat("gone")), "gone");
     assert_eq!(resumed(&router, "no_worker"), 1.0);
 }
@@ -163,7 +162,7 @@ fn a_wait_that_is_too_long_ends_with_an_error() {
 #[test]
 fn a_client_that_leaves_while_a_worker_is_waited_for_is_noticed() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Dies, 6));
-    let router = Router::start("[router.resume]\nwait_ms_max = 600000\n", &workers([&engine]));
+    let router = start("[router.resume]\nwait_ms_max = 600000\n", &workers([&engine]));
     let mut client = begin(&router, CHAT, &chat("x"));
     client.until("w4x");
     eventually("the engine is gone", || router.metric("cgn_router_worker_ready{") == 0.0);
@@ -175,6 +174,6 @@ fn a_client_that_leaves_while_a_worker_is_waited_for_is_noticed() {
 #[test]
 fn switched_off_it_is_an_error_event() {
     let engines = dies_first(Fault::Close, 6);
-    let router = Router::start("[router.resume]\nenabled = false\n", &workers(&engines));
+    let router = start("[router.resume]\nenabled = false\n", &workers(&engines));
     assert_ended_by_error(&of_response(&raw(&router, CHAT, &chat("off"))), "off");
 }

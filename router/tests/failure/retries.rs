@@ -1,7 +1,6 @@
 //! Before the first token another worker is asked, as often as the budget pays.
 
-use super::ask::{assert_whole, chat, picks, raw, stream, workers};
-use super::process::Router;
+use super::ask::{assert_whole, chat, picks, raw, start, stream, workers};
 use super::speaker::{Fault, Speaker, Turn};
 
 /// Breakers that never open: here only the budget is looked at.
@@ -16,7 +15,7 @@ fn a_worker_that_dies_before_the_first_token_costs_a_retry_and_nothing_else() {
             0 | 2 => Turn::fails(fault, 0),
             _ => Turn::well(),
         });
-        let router = Router::start(NO_BREAKERS, &workers(&engines));
+        let router = start(NO_BREAKERS, &workers(&engines));
         for prompt in ["first", "second"] {
             assert_whole(&stream(&router, &chat(prompt)), prompt);
         }
@@ -34,7 +33,7 @@ fn an_empty_budget_lets_the_client_hear_of_the_first_failure() {
         _ => Turn::well(),
     });
     let keys = format!("[router.retry]\nratio = 0.0\nmin_per_s = 0\n{NO_BREAKERS}");
-    let router = Router::start(&keys, &workers(&engines));
+    let router = start(&keys, &workers(&engines));
     let response = String::from_utf8(raw(&router, super::ask::CHAT, &chat("x"))).unwrap();
     assert!(
         response.starts_with("HTTP/1.1 502 ") && response.contains("engine_failed"),
@@ -49,7 +48,7 @@ fn an_empty_budget_lets_the_client_hear_of_the_first_failure() {
 fn a_budget_is_spent_and_then_no_load_is_added_to_a_failing_cluster() {
     let engines = Speaker::group(3, |_, _| Turn::fails(Fault::Close, 0));
     let keys = format!("[router.retry]\nratio = 0.0\nmin_per_s = 1\n{NO_BREAKERS}");
-    let router = Router::start(&keys, &workers(&engines));
+    let router = start(&keys, &workers(&engines));
     for i in 0..30 {
         let response = raw(&router, super::ask::CHAT, &chat(&format!("{i}")));
         assert!(response.starts_with(b"HTTP/1.1 502 "), "{}", String::from_utf8_lossy(&response));

@@ -8,8 +8,8 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::ask::{
-    CHAT, assert_whole, begin, chat, eventually, of_response, raw, resumed, stream, with, worker,
-    workers,
+    CHAT, assert_whole, begin, chat, eventually, of_response, raw, resumed, start, stream, with,
+    worker, workers,
 };
 use super::client::post;
 use super::process::Router;
@@ -77,7 +77,7 @@ fn a_late_first_byte_is_a_504_and_the_next_request_of_the_connection_knows_nothi
         1 => Turn::fails(Fault::Close, 0),
         _ => Turn::well(),
     });
-    let router = Router::start("[router.limits]\nfirst_byte_s_max = 1\n", &workers(&engines));
+    let router = start("[router.limits]\nfirst_byte_s_max = 1\n", &workers(&engines));
     let body = with(chat("x"), json!({ "stream": false })).to_string();
     let mut client = router.client();
     let late = client.post(CHAT, "", &body);
@@ -92,7 +92,7 @@ fn a_stream_whose_engine_falls_silent_goes_on_elsewhere() {
         0 => Turn::fails(Fault::Stall, 6),
         _ => Turn::well(),
     });
-    let router = Router::start("[router.limits]\ninter_token_s_max = 1\n", &workers(&engines));
+    let router = start("[router.limits]\ninter_token_s_max = 1\n", &workers(&engines));
     assert_whole(&stream(&router, &chat("silence")), "silence");
     assert_eq!(resumed(&router, "resumed"), 1.0);
     let cancelled: usize = engines.iter().map(|engine| engine.cancelled().len()).sum();
@@ -105,7 +105,7 @@ fn a_stream_that_never_ends_is_ended_and_so_is_its_engine() {
         pause: Duration::from_millis(20),
         ..Turn::fails(Fault::Endless, 5)
     });
-    let router = Router::start("[router.limits]\nrequest_s_max = 1\n", &workers([&engine]));
+    let router = start("[router.limits]\nrequest_s_max = 1\n", &workers([&engine]));
     let heard = of_response(&raw(&router, CHAT, &chat("for ever")));
     assert!(heard.is_ended_by_error(), "{heard:?}");
     assert_eq!(heard.errors[0]["code"], "engine_timeout");
@@ -116,7 +116,7 @@ fn a_stream_that_never_ends_is_ended_and_so_is_its_engine() {
 #[test]
 fn an_answer_that_takes_too_long_as_a_whole_is_a_504() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Stall, 0));
-    let router = Router::start("[router.limits]\nrequest_s_max = 1\n", &workers([&engine]));
+    let router = start("[router.limits]\nrequest_s_max = 1\n", &workers([&engine]));
     let mut client = router.client();
     let answer = client.post(CHAT, "", &with(chat("x"), json!({ "stream": false })).to_string());
     assert_eq!((answer.status, answer.error()["code"].as_str()), (504, Some("engine_timeout")));
@@ -126,7 +126,7 @@ fn an_answer_that_takes_too_long_as_a_whole_is_a_504() {
 #[test]
 fn a_messages_stream_ends_with_an_error_in_its_own_form() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Close, 4));
-    let router = Router::start("", &workers([&engine]));
+    let router = start("", &workers([&engine]));
     let response = begin(&router, "/v1/messages", &chat("x")).rest();
     let text = String::from_utf8(super::heard::payload(&response).unwrap()).unwrap();
     let (before, error) = text.split_once("event: error\n").expect(&text);
@@ -143,7 +143,7 @@ fn a_kept_connection_that_is_given_up_is_no_stale_one() {
         4 => Turn::fails(Fault::Stall, 0),
         _ => Turn::well(),
     });
-    let router = Router::start("[router.limits]\nfirst_byte_s_max = 1\n", &workers([&engine]));
+    let router = start("[router.limits]\nfirst_byte_s_max = 1\n", &workers([&engine]));
     let body = with(chat("x"), json!({ "stream": false })).to_string();
     let mut client = router.client();
     for _ in 0..4 {
@@ -159,7 +159,7 @@ fn pipelined_requests_behind_a_504_are_answered() {
         0 => Turn::fails(Fault::Stall, 0),
         _ => Turn::well(),
     });
-    let router = Router::start("[router.limits]\nfirst_byte_s_max = 1\n", &workers([&engine]));
+    let router = start("[router.limits]\nfirst_byte_s_max = 1\n", &workers([&engine]));
     let body = with(chat("x"), json!({ "stream": false })).to_string();
     let mut client = router.client();
     client.send(post(CHAT, "", &body).repeat(2));

@@ -3,9 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::ask::{CHAT, chat, raw, resumed, with, workers};
+use super::ask::{CHAT, chat, raw, resumed, start, with, workers};
 use super::heard::{Heard, payload};
-use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
 
 /// The error event of a stream that cannot go on, and why it could not.
@@ -15,7 +14,7 @@ fn refused(body: &Value, reason: &str) {
             0 => Turn::fails(fault, 6),
             _ => Turn::well(),
         });
-        let router = Router::start("[router.resume]\nwait_ms_max = 600000\n", &workers(&engines));
+        let router = start("[router.resume]\nwait_ms_max = 600000\n", &workers(&engines));
         let response = raw(&router, CHAT, body);
         let heard = Heard::of(&payload(&response).expect("framed to its end"));
         assert!(heard.is_ended_by_error(), "{reason}: {heard:?}");
@@ -54,7 +53,7 @@ fn a_grammar_without_a_seed() {
 #[test]
 fn the_only_worker_is_not_waited_for() {
     let engine = Speaker::one(|_, _| Turn::fails(Fault::Dies, 6));
-    let router = Router::start("[router.resume]\nwait_ms_max = 600000\n", &workers([&engine]));
+    let router = start("[router.resume]\nwait_ms_max = 600000\n", &workers([&engine]));
     let response = raw(&router, CHAT, &with(chat("x"), json!({ "n": 2 })));
     let heard = Heard::of(&payload(&response).expect("framed to its end"));
     assert!(heard.is_ended_by_error(), "{heard:?}");
