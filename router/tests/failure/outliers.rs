@@ -1,5 +1,8 @@
 //! Who is much worse than its peers rests a while, unless nobody else is left.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use super::ask::{CHAT, assert_whole, chat, eventually, id, picks, raw, start, stream, workers};
 use super::process::Router;
 use super::speaker::{Fault, Speaker, Turn};
@@ -77,9 +80,11 @@ fn who_rests_is_called_back_when_the_others_are_gone() {
 #[test]
 fn a_worker_that_was_started_anew_is_judged_anew() {
     let good = Speaker::group(2, |_, _| Turn::well());
-    let erring = Speaker::one(|number, _| match number {
-        0..8 => Turn::fails(Fault::Status(502), 0),
-        _ => Turn::well(),
+    let sick = Arc::new(AtomicBool::new(true));
+    let is_sick = Arc::clone(&sick);
+    let erring = Speaker::one(move |_, _| match is_sick.load(SeqCst) {
+        true => Turn::fails(Fault::Status(502), 0),
+        false => Turn::well(),
     });
     let keys = format!("{OUTLIER}[router.limits]\nprobe_interval_ms = 50\n");
     let router = start(&keys, &workers(good.iter().chain([&erring])));
@@ -87,6 +92,7 @@ fn a_worker_that_was_started_anew_is_judged_anew() {
         raw(&router, CHAT, &chat("x"));
         ejections(&router, &erring, "errors") == 1.0
     });
+    sick.store(false, SeqCst);
     erring.stop();
     let ready = format!("cgn_router_worker_ready{{model=\"m\",worker=\"{}\"}}", id(&erring));
     // The probes see that it is gone, and that it is back.
