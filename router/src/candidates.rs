@@ -106,6 +106,9 @@ pub fn seat(
     tried: &Tried,
 ) -> Option<Seat> {
     let model = ticket.model();
+    if let ([only], true) = (model.workers.as_slice(), prefix.digests.is_empty()) {
+        return seat_at_only(shard, only, endpoint, tried);
+    }
     let gathered = gather(shard, model, endpoint, prefix, tried);
     let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
     let at =
@@ -118,4 +121,19 @@ pub fn seat(
         shard.cluster.index.insert(&prefix.digests, matched, &worker.life.cache);
     }
     Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched })
+}
+
+/// With one worker and nothing to look up there is nothing to decide.
+fn seat_at_only(
+    shard: &Shard,
+    worker: &Arc<WorkerView>,
+    endpoint: Endpoint,
+    tried: &Tried,
+) -> Option<Seat> {
+    if worker.exclusion(endpoint, shard.now_ms()).is_some() || tried.0.contains(&worker.worker.id) {
+        return None;
+    }
+    worker.life.inflight.fetch_add(1, Relaxed);
+    worker.life.picked.fetch_add(1, Relaxed);
+    Some(Seat { worker: Arc::clone(worker), matched: Match::default(), prefix_tokens: 0 })
 }
