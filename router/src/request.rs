@@ -45,9 +45,8 @@ pub async fn run(shard: &Shard, client: &mut Client, request: Request) -> Relaye
     let relayed = match answered {
         Ok(relayed) => relayed,
         Err(error) => {
-            // What the watchdog decided would hold for the next request of the connection too.
-            let is_clean = client.watch.verdict().is_none();
-            let keep_alive = request.head.keep_alive && is_clean && !shard.is_draining();
+            // What the watchdog decided ends with this request: `Watch::begin` forgets it.
+            let keep_alive = request.head.keep_alive && !shard.is_draining();
             record.refused(&error);
             refuse(shard, client, &record, &error, keep_alive).await
         }

@@ -9,6 +9,7 @@ use super::client::Client;
 use super::engine::Engine;
 
 const START_MAX: Duration = Duration::from_secs(20);
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 pub struct Router {
     child: Child,
@@ -35,6 +36,7 @@ impl Router {
     pub fn start(keys: &str, workers: &str) -> Router {
         let router = Router::spawn(keys, workers);
         router.wait_until("/readyz", 200);
+        router.settle(workers.matches("[[workers]]").count());
         router
     }
 
@@ -72,6 +74,22 @@ impl Router {
             }
             assert!(Instant::now() < deadline, "{path} does not become {status}");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Gives the other workers a moment too: readiness as a whole asks for one. Some tests have workers
+    /// that never are.
+    fn settle(&self, workers: usize) {
+        let deadline = Instant::now() + SETTLE_MAX;
+        let is_ready =
+            |line: &&str| line.starts_with("cgn_router_worker_ready{") && line.ends_with(" 1");
+        while Instant::now() < deadline {
+            let metrics = Client::connect(self.admin).get("/metrics");
+            let ready = metrics.text().lines().filter(is_ready).count();
+            if metrics.status != 200 || ready == workers {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
