@@ -3,6 +3,10 @@
 
 use router::http::body::{BodyScanner, Framing};
 use router::http::head::{parse_request, parse_response};
+use router::identity::certificate;
+use router::identity::jwks::Jwks;
+use router::identity::jwt::{JwtConfig, Verifier};
+use router::identity::key::KeyFile;
 use router::openai::Endpoint;
 use router::parse::{self, Prompt};
 use router::resume::events::{EVENT_BYTES_MAX, Events};
@@ -124,5 +128,32 @@ pub fn sse(bytes: &[u8]) {
             });
             assert_eq!(written.incomplete_bytes(), 0);
         }
+    }
+}
+
+/// What identity reads from files, issuers and clients: a key file, a key set, a token's head, a
+/// certificate. Each takes the bytes or refuses them; what it takes is within its bounds.
+pub fn credential(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if let Err(error) = KeyFile::parse(std::path::Path::new("keys"), text) {
+            assert!(!error.to_string().is_empty());
+        }
+        let config = JwtConfig {
+            issuer: "i".to_owned(),
+            audience: "a".to_owned(),
+            jwks_url: "https://localhost/".to_owned(),
+            ..JwtConfig::default()
+        };
+        let verifier = Verifier::new(&config).expect("a configuration that is good");
+        if verifier.head(text).is_ok() {
+            assert_eq!(text.matches('.').count(), 2);
+        }
+        let mut keys = Jwks::new(verifier.schedule());
+        if let Ok(count) = keys.fetched(1, bytes) {
+            assert_eq!(count, keys.len());
+        }
+    }
+    if let Ok(holder) = certificate::holder(bytes) {
+        assert!(holder.names.iter().all(|name| !name.contains(char::is_control)));
     }
 }

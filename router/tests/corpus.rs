@@ -42,3 +42,8 @@ fn traceparents() {
 fn event_streams() {
     replay("sse", targets::sse);
 }
+
+#[test]
+fn credentials() {
+    replay("credential", targets::credential);
+}
