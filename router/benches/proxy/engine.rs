@@ -1,17 +1,30 @@
 //! A bare engine: reads a request by its length and answers from a constant. It must cost less than
 //! any proxy before it, so it parses nothing and keeps nothing.
 //!
-//! A body with `"stream":true` is answered with [`STREAM_TOKENS`] events, one each [`TOKEN_PAUSE`].
+//! A body with `"stream":true` is answered with `"max_tokens":N` events: the first at once, then one
+//! each `"pause_ms":N`. `created` in each event is the microsecond (Unix time) at which it was written.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use memchr::memmem::find;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 
-/// Tokens of a stream.
-pub const STREAM_TOKENS: usize = 64;
+/// Tokens of a stream that does not say.
+const TOKENS_DEFAULT: u64 = 64;
 /// Between two of them: 200 tokens a second for each client.
-const TOKEN_PAUSE: Duration = Duration::from_millis(5);
+pub const PAUSE_MS_DEFAULT: u64 = 5;
+/// Digits of a stamp.
+pub const STAMP_DIGITS: usize = 16;
+/// What stands before a stamp.
+pub const STAMP_KEY: &[u8] = b"\"created\":";
+/// Longer bodies say what they want at their beginning.
+const SCAN_BYTES_MAX: usize = 40 << 10;
+
+const STREAM_HEAD: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const STREAM_END: &[u8] = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":0000000000000000,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}]}\n\n";
 
 /// Serves for ever.
 pub fn run(port: u16) {
@@ -19,31 +32,38 @@ pub fn run(port: u16) {
     flags.setup_coop_taskrun().setup_single_issuer();
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .uring_builder(flags)
+        .with_entries(4096)
         .enable_timer()
         .build()
         .expect("an io_uring runtime for the bare engine");
     runtime.block_on(async move {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the bare engine's port");
-        while let Ok((stream, _)) = listener.accept().await {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
             monoio::spawn(serve(stream));
         }
     });
 }
 
+/// Unix time in microseconds: comparable between processes of one machine.
+pub fn unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(0)
+}
+
 async fn serve(mut stream: TcpStream) {
     let answer = answer();
-    let (stream_head, event, stream_end) = stream_parts();
-    let mut buffer: Vec<u8> = Vec::with_capacity(64 << 10);
+    let mut buffer: Vec<u8> = Vec::with_capacity(16 << 10);
     loop {
         buffer.clear();
         let end = loop {
-            if let Some(end) = request_end(&buffer)
-                && buffer.len() >= end
-            {
-                break end;
+            let end = request_end(&buffer);
+            match end {
+                Some(end) if buffer.len() >= end => break end,
+                Some(end) => buffer.reserve(end - buffer.len()),
+                None => buffer.reserve(4 << 10),
             }
-            buffer.reserve(16 << 10);
             let (begin, capacity) = (buffer.len(), buffer.capacity());
             let slice = monoio::buf::IoBufMut::slice_mut(buffer, begin..capacity);
             let (read, slice) = stream.read(slice).await;
@@ -52,20 +72,10 @@ async fn serve(mut stream: TcpStream) {
                 return;
             }
         };
-        let sent = if memchr::memmem::find(&buffer[..end], b"\"stream\":true").is_some() {
-            let mut sent = stream.write_all(stream_head).await.0;
-            for _ in 0..STREAM_TOKENS {
-                monoio::time::sleep(TOKEN_PAUSE).await;
-                if sent.is_ok() {
-                    sent = stream.write_all(event).await.0;
-                }
-            }
-            match sent {
-                Ok(_) => stream.write_all(stream_end).await.0,
-                failed => failed,
-            }
-        } else {
-            stream.write_all(answer).await.0
+        let seen = &buffer[..end.min(SCAN_BYTES_MAX)];
+        let sent = match Wanted::read(seen) {
+            Some(wanted) => tell(&mut stream, wanted).await,
+            None => stream.write_all(answer).await.0.map(|_| ()),
         };
         if sent.is_err() {
             return;
@@ -73,8 +83,52 @@ async fn serve(mut stream: TcpStream) {
     }
 }
 
+struct Wanted {
+    tokens: u64,
+    pause: Duration,
+}
+
+impl Wanted {
+    /// `None`: no stream.
+    fn read(request: &[u8]) -> Option<Self> {
+        if find(request, b"\"stream\":true").is_none()
+            && find(request, b"\"stream\": true").is_none()
+        {
+            return None;
+        }
+        let tokens = number_after(request, b"\"max_tokens\":").unwrap_or(TOKENS_DEFAULT);
+        let pause_ms = number_after(request, b"\"pause_ms\":").unwrap_or(PAUSE_MS_DEFAULT);
+        Some(Wanted { tokens, pause: Duration::from_millis(pause_ms) })
+    }
+}
+
+/// The number behind the first `key`.
+pub fn number_after(bytes: &[u8], key: &[u8]) -> Option<u64> {
+    let rest = &bytes[find(bytes, key)? + key.len()..];
+    let rest = rest.trim_ascii_start();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+async fn tell(stream: &mut TcpStream, wanted: Wanted) -> std::io::Result<()> {
+    let mut chunk = format!("{:x}\r\n{EVENT}\r\n", EVENT.len()).into_bytes();
+    let stamp_at = find(&chunk, STAMP_KEY).map_or(0, |at| at + STAMP_KEY.len());
+    stream.write_all(STREAM_HEAD).await.0?;
+    for token in 0..wanted.tokens {
+        if token > 0 {
+            monoio::time::sleep(wanted.pause).await;
+        }
+        let stamp = format!("{:0>width$}", unix_us(), width = STAMP_DIGITS);
+        chunk[stamp_at..stamp_at + STAMP_DIGITS].copy_from_slice(stamp.as_bytes());
+        let (sent, back) = stream.write_all(chunk).await;
+        chunk = back;
+        sent?;
+    }
+    stream.write_all(STREAM_END).await.0.map(|_| ())
+}
+
 fn request_end(bytes: &[u8]) -> Option<usize> {
-    let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
+    let head = find(bytes, b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?.to_ascii_lowercase();
     let length = text
         .split("content-length:")
@@ -84,26 +138,16 @@ fn request_end(bytes: &[u8]) -> Option<usize> {
 }
 
 fn answer() -> &'static [u8] {
-    let body = format!(
-        r#"{{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{{"index":0,"message":{{"role":"assistant","content":"{}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":256,"completion_tokens":64,"total_tokens":320,"prompt_tokens_details":{{"cached_tokens":128}}}}}}"#,
-        "word ".repeat(64)
-    );
-    leak(format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    ))
-}
-
-fn stream_parts() -> (&'static [u8], &'static [u8], &'static [u8]) {
-    let event = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}]}\n\n";
-    (
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
-        leak(format!("{:x}\r\n{event}\r\n", event.len())),
-        b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n",
-    )
-}
-
-/// One small constant for the life of the process.
-fn leak(text: String) -> &'static [u8] {
-    String::leak(text).as_bytes()
+    static ANSWER: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    ANSWER.get_or_init(|| {
+        let body = format!(
+            r#"{{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{{"index":0,"message":{{"role":"assistant","content":"{}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":256,"completion_tokens":64,"total_tokens":320,"prompt_tokens_details":{{"cached_tokens":128}}}}}}"#,
+            "word ".repeat(64)
+        );
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    })
 }

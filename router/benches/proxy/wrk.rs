@@ -1,51 +1,19 @@
-//! One measurement: `wrk` for some seconds, and the proxy's CPU time meanwhile.
+//! Answers in one piece: `wrk` for some seconds, and the proxy's CPU time meanwhile.
 
-use std::fs;
+use crate::house::KEY;
+use crate::stage::{LOAD_CORE, Running, Stage, pinned};
 
-use crate::cpu;
-use crate::engine::STREAM_TOKENS;
-use crate::proxies::{LOAD_CORE, Running, Stage, pinned};
-
-/// A column of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Case {
-    /// 1 KB prompt, 64 connections, not streamed.
-    Small,
-    /// 32 KB prompt, 64 connections, not streamed.
-    Large,
-    /// 64 connections, 64 paced tokens each.
-    Stream,
-    /// 1 KB prompt, one connection: latency.
-    Latency,
-}
-
-impl Case {
-    /// In the order of the table.
-    pub const ALL: [Case; 4] = [Case::Small, Case::Large, Case::Stream, Case::Latency];
-
-    /// For the table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Case::Small => "1 KB, 64 connections",
-            Case::Large => "32 KB, 64 connections",
-            Case::Stream => "64-token stream, 64 connections",
-            Case::Latency => "1 KB, 1 connection",
-        }
-    }
-
-    fn prompt_bytes(self) -> usize {
-        match self {
-            Case::Large => 32 << 10,
-            _ => 1 << 10,
-        }
-    }
-
-    fn connections(self) -> u32 {
-        match self {
-            Case::Latency => 1,
-            _ => 64,
-        }
-    }
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// Bytes of a prompt.
+    pub prompt_bytes: usize,
+    /// Kept connections, one request at a time on each.
+    pub connections: u32,
+    /// Header fields besides content type and key.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// How long.
+    pub seconds: u32,
 }
 
 /// What one run gave.
@@ -64,18 +32,12 @@ pub struct Measured {
 /// Different prompts in rotation, so that nothing is answered from a cache of one.
 const PROMPTS: usize = 64;
 
-/// Loads `proxy` for `seconds`, after a second of warm-up.
-pub fn measure(
-    stage: &Stage,
-    proxy: &Running,
-    case: Case,
-    seconds: u32,
-) -> Result<Measured, String> {
-    let script = stage.path("load.lua");
-    fs::write(&script, lua(case)).map_err(|e| e.to_string())?;
+/// Loads `proxy`, after a second of warm-up.
+pub fn measure(stage: &Stage, proxy: &Running, load: Load<'_>) -> Result<Measured, String> {
+    let script = stage.write("load.lua", lua(load))?;
     let wrk = |seconds: u32| -> Result<String, String> {
         let output = pinned(LOAD_CORE, "wrk")
-            .args(["-t1", "--latency", &format!("-c{}", case.connections())])
+            .args(["-t1", "--latency", "--timeout=60s", &format!("-c{}", load.connections)])
             .args([&format!("-d{seconds}s"), "-s"])
             .arg(&script)
             .arg(format!("http://127.0.0.1:{}", proxy.port))
@@ -85,10 +47,9 @@ pub fn measure(
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     wrk(1)?;
-    let used = || proxy.pid.map_or(Ok(0), cpu::used_ns);
-    let before = used()?;
-    let text = wrk(seconds)?;
-    let after = used()?;
+    let before = proxy.cpu_ns()?;
+    let text = wrk(load.seconds)?;
+    let after = proxy.cpu_ns()?;
     read(&text, after - before)
 }
 
@@ -127,19 +88,16 @@ fn time_us(text: &str) -> Result<f64, String> {
     number.parse::<f64>().map(|n| n * scale).map_err(|e| format!("{text}: {e}"))
 }
 
-fn lua(case: Case) -> String {
-    let stream = if case == Case::Stream {
-        format!(",\\\"stream\\\":true,\\\"max_tokens\\\":{STREAM_TOKENS}")
-    } else {
-        String::new()
-    };
+fn lua(load: Load<'_>) -> String {
+    let more: String =
+        load.fields.iter().map(|(name, value)| format!(", [\"{name}\"] = \"{value}\"")).collect();
     format!(
         r#"local requests, at = {{}}, 0
 init = function(args)
   for i = 1, {PROMPTS} do
     local text = string.rep("conversation " .. i .. " has its own words; ", math.floor({bytes} / 36))
-    local body = "{{\"model\":\"m\"{stream},\"messages\":[{{\"role\":\"user\",\"content\":\"" .. text .. "\"}}]}}"
-    requests[i] = wrk.format("POST", "/v1/chat/completions", {{["content-type"] = "application/json"}}, body)
+    local body = "{{\"model\":\"m\",\"messages\":[{{\"role\":\"user\",\"content\":\"" .. text .. "\"}}]}}"
+    requests[i] = wrk.format("POST", "/v1/chat/completions", {{["content-type"] = "application/json", ["authorization"] = "Bearer {KEY}"{more}}}, body)
   end
 end
 request = function()
@@ -147,6 +105,6 @@ request = function()
   return requests[at]
 end
 "#,
-        bytes = case.prompt_bytes(),
+        bytes = load.prompt_bytes,
     )
 }
