@@ -20,7 +20,10 @@ pub enum Command {
         only: Option<String>,
     },
     /// Run the proxy benchmark.
-    Bench,
+    Bench {
+        /// For the benchmark itself.
+        flags: Vec<String>,
+    },
 }
 
 /// Engines one `up` may start: their ports are 100.
@@ -37,7 +40,8 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         "down" => (Command::Down, &[]),
         "status" => (Command::Status, &[]),
         "test" => (Command::Test { only: None }, &["--only"]),
-        "bench" => (Command::Bench, &[]),
+        // What follows is the benchmark's own to judge.
+        "bench" => return Ok(bench(rest)),
         _ => {
             return Err(Failure::new(format!(
                 "unknown command `{name}`; `cargo xtask help` lists them"
@@ -45,6 +49,14 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         }
     };
     fill(command, name, allowed, rest)
+}
+
+fn bench(rest: &[String]) -> Command {
+    if rest.first().is_some_and(|first| matches!(first.as_str(), "--help" | "-h")) {
+        return Command::Help;
+    }
+    let flags = rest.iter().filter(|word| *word != "--").cloned().collect();
+    Command::Bench { flags }
 }
 
 fn fill(
@@ -83,7 +95,7 @@ fn fill(
                 options.port_offset = u16::try_from(offset).unwrap_or(Options::PORT_OFFSET_MAX);
             }
             Command::Test { only } => *only = Some(value.to_owned()),
-            Command::Help | Command::Down | Command::Status | Command::Bench => {}
+            Command::Help | Command::Down | Command::Status | Command::Bench { .. } => {}
         }
     }
     Ok(command)
@@ -119,6 +131,17 @@ mod tests {
             Ok(Command::Up(wanted))
         );
         assert_eq!(parsed("test --only fmt"), Ok(Command::Test { only: Some("fmt".to_owned()) }));
+    }
+
+    #[test]
+    fn the_benchmark_gets_its_flags() {
+        let bench = |flags: &[&str]| {
+            Ok(Command::Bench { flags: flags.iter().map(|flag| (*flag).to_owned()).collect() })
+        };
+        assert_eq!(parsed("bench"), bench(&[]));
+        assert_eq!(parsed("bench -- --soak 1000"), bench(&["--soak", "1000"]));
+        assert_eq!(parsed("bench --peers"), bench(&["--peers"]));
+        assert_eq!(parsed("bench --help"), Ok(Command::Help));
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! `cargo xtask bench`: the router against nginx, one core each, before the same engine.
+//! `cargo xtask bench [-- FLAG ...]`: the router against nginx, one core each, before the same engine.
+//!
+//! Installs what the benchmark needs and hands it the flags; `router/benches/proxy/main.rs` knows them.
+
+mod peers;
 
 use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::{build, packages};
 
-/// Installs what the benchmark needs and runs it; it prints its own table.
-pub fn run(cache: &Cache) -> Result<(), Failure> {
+/// Runs it; it prints its own tables.
+pub fn run(cache: &Cache, flags: &[String]) -> Result<(), Failure> {
     packages::ensure(cache, packages::NODE)?;
     let installed = packages::ensure(cache, packages::BENCH)?;
     if installed.contains(&"nginx") && packages::program("systemctl").is_some() {
@@ -16,5 +20,9 @@ pub fn run(cache: &Cache) -> Result<(), Failure> {
         }
     }
     let mut command = cache.cargo();
-    build::stage(command.args(["bench", "--locked", "-p", "router", "--bench", "proxy"]))
+    command.args(["bench", "--locked", "-p", "router", "--bench", "proxy", "--"]).args(flags);
+    if flags.iter().any(|flag| flag == "--peers") {
+        command.env("CGN_PEERS", peers::ensure(cache)?);
+    }
+    build::stage(&mut command)
 }

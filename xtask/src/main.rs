@@ -35,7 +35,9 @@ The project's own commands. Run them from anywhere inside the clone.
   cargo xtask status what is running
   cargo xtask test [--only STAGE]
                      all tests; the stages are listed when STAGE is unknown
-  cargo xtask bench  the router against nginx before the same engine
+  cargo xtask bench [-- --peers | --long | --memory | --soak]
+                     the router against nginx before the same engine; or other gateways,
+                     long prompts, memory (docs/BENCHMARKS.md)
   cargo xtask help   this text
 
 Environment
@@ -66,7 +68,7 @@ fn run(command: Command) -> Result<(), Failure> {
         return Ok(());
     }
     let cache = Cache::open()?;
-    if matches!(command, Command::Up(_) | Command::Test { .. } | Command::Bench) {
+    if matches!(command, Command::Up(_) | Command::Test { .. } | Command::Bench { .. }) {
         checkout::claim(&cache)?;
     }
     match command {
@@ -75,6 +77,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Down => node::down(&cache),
         Command::Status => node::status(&cache),
         Command::Test { only } => test::run(&cache, only.as_deref()),
-        Command::Bench => bench::run(&cache),
+        Command::Bench { flags } => bench::run(&cache, &flags),
     }
 }

@@ -87,6 +87,11 @@ pub const BENCH: &[Package] = &[
         reason: "the proxy to measure against",
     },
     Package { name: "wrk", probe: Probe::Program("wrk"), reason: "the load" },
+    Package {
+        name: "nghttp2-client",
+        probe: Probe::Program("h2load"),
+        reason: "the load over TLS and HTTP/2",
+    },
 ];
 
 /// Makes sure all of `packages` are there. Answers which were installed.
