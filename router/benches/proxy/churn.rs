@@ -21,8 +21,6 @@ pub const TENANTS: u64 = 500;
 const MODELS: u64 = 50;
 /// Of which so many leave with each epoch.
 const MODELS_LEAVE: u64 = 5;
-/// The router looks at its key file every two seconds.
-const EPOCH: Duration = Duration::from_secs(5);
 
 /// What clients need to know of it.
 pub struct World {
@@ -36,7 +34,7 @@ pub struct World {
 
 impl World {
     /// Epoch 0: the key file is written, control listens.
-    pub fn begin(stage: &Stage) -> Result<Arc<Self>, String> {
+    pub fn begin(stage: &Stage, epoch: Duration) -> Result<Arc<Self>, String> {
         let world = Arc::new(World {
             epoch: AtomicU64::new(1),
             ended: AtomicBool::new(false),
@@ -56,7 +54,7 @@ impl World {
         let clock = Arc::clone(&world);
         std::thread::spawn(move || {
             while !clock.ended.load(Relaxed) {
-                std::thread::sleep(EPOCH);
+                std::thread::sleep(epoch);
                 clock.epoch.fetch_add(1, Relaxed);
                 if let Err(error) = clock.write_keys() {
                     eprintln!("the key file: {error}");

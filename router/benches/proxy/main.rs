@@ -6,7 +6,7 @@
 //! * `--peers`: other gateways, from `$CGN_PEERS` (`cargo xtask bench -- --peers` installs them),
 //! * `--long [--minutes N]`: 60,000-token prompts of which the last 1,000 tokens are new,
 //! * `--memory`: idle connections and slow streams,
-//! * `--soak [N]`: N requests with churn of connections, tenants and models.
+//! * `--soak [N] [--epoch-s N]`: N requests with churn of connections, tenants and models.
 //!
 //! Load generator and engine share core 0, the proxy under test has core 1. CPU time is what the kernel
 //! accounts to the proxy's threads, over the requests or tokens completed. Each round measures every
@@ -31,11 +31,13 @@ mod table;
 mod wrk;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rounds::Plan;
 use stage::Stage;
 
 const SOAK_REQUESTS_DEFAULT: u32 = 1_000_000;
+const EPOCH_S_DEFAULT: u32 = 5;
 const LONG_MINUTES_DEFAULT: u32 = 10;
 
 fn main() -> ExitCode {
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[String]) -> Result<(), String> {
     let known = ["--bench", "--peers", "--long", "--memory", "--soak"];
-    let with_number = ["--seconds", "--rounds", "--minutes"];
+    let with_number = ["--seconds", "--rounds", "--minutes", "--epoch-s"];
     for argument in arguments.iter().filter(|argument| argument.starts_with('-')) {
         if !known.iter().chain(&with_number).any(|flag| flag == argument) {
             let all = [known.as_slice(), with_number.as_slice()].concat().join(" ");
@@ -85,7 +87,9 @@ fn run(arguments: &[String]) -> Result<(), String> {
         print!("{}", memory::run(&stage)?);
     }
     if has("--soak") {
-        print!("{}", soak::run(&stage, number("--soak", SOAK_REQUESTS_DEFAULT).into())?);
+        let requests = number("--soak", SOAK_REQUESTS_DEFAULT).into();
+        let epoch = Duration::from_secs(number("--epoch-s", EPOCH_S_DEFAULT).max(5).into());
+        print!("{}", soak::run(&stage, requests, epoch)?);
     }
     Ok(())
 }
