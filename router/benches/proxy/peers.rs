@@ -20,6 +20,9 @@ enum Kind {
     Litellm,
 }
 
+/// It takes 10 ms of CPU a request; more would only wait.
+const LITELLM_CONNECTIONS: u32 = 4;
+
 const ROWS: [Kind; 9] = [
     Kind::Ours(Proxy::Direct),
     Kind::Ours(Proxy::Nginx),
@@ -38,8 +41,12 @@ impl Kind {
             Kind::Ours(proxy) => proxy.name().to_owned(),
             Kind::Sglang(policy) => format!("sglang-router, {policy}"),
             Kind::Vllm(policy) => format!("vllm-router, {policy}"),
-            Kind::Litellm => "LiteLLM".to_owned(),
+            Kind::Litellm => format!("LiteLLM, {LITELLM_CONNECTIONS} connections at most"),
         }
+    }
+
+    fn connections(self, wanted: u32) -> u32 {
+        if self == Kind::Litellm { wanted.min(LITELLM_CONNECTIONS) } else { wanted }
     }
 
     fn start(self, stage: &Stage) -> Result<Running, String> {
@@ -64,20 +71,26 @@ pub fn run(stage: &Stage, plan: Plan) -> Result<String, String> {
     }
     let mut answers = Vec::new();
     for (case, prompt_bytes, connections) in ANSWERS {
-        let load = wrk::Load { prompt_bytes, connections, fields: &[], seconds: plan.seconds };
-        let measure = |running: &Running| wrk::measure(stage, running, load);
+        let measure = |kind: Kind, running: &Running| {
+            let (fields, seconds) = (&[], plan.seconds);
+            let connections = kind.connections(connections);
+            wrk::measure(stage, running, wrk::Load { prompt_bytes, connections, fields, seconds })
+        };
         answers.push(Answers { case, rows: each(stage, plan, &rows, case, &mut text, measure) });
     }
     let mut streamed = Vec::new();
     for (case, connections, tokens, pause_ms) in STREAMS {
-        let (fields, seconds) = (&[], plan.seconds);
-        let load = streams::Load { connections, tokens, pause_ms, fields, seconds };
-        let measure = |running: &Running| streams::measure(running, load);
+        let measure = |kind: Kind, running: &Running| {
+            let (fields, seconds) = (&[], plan.seconds);
+            let connections = kind.connections(connections as u32) as usize;
+            let load = streams::Load { connections, tokens, pause_ms, fields, seconds };
+            streams::measure(running, load)
+        };
         streamed.push(Streams { case, rows: each(stage, plan, &rows, case, &mut text, measure) });
     }
     text.push_str(&table::answers(&answers));
     text.push_str(&table::streams(&streamed));
-    text.push_str(&table::bars(&bars(&answers, &streamed)));
+    text.push_str(&table::bars(&bars(&answers)));
     Ok(text)
 }
 
@@ -87,13 +100,13 @@ fn each<T>(
     kinds: &[Kind],
     case: &str,
     notes: &mut String,
-    measure: impl Fn(&Running) -> Result<T, String>,
+    measure: impl Fn(Kind, &Running) -> Result<T, String>,
 ) -> Vec<(String, Vec<T>)> {
     let mut rows: Vec<_> = kinds.iter().map(|kind| (kind.name(), Vec::new())).collect();
     for round in 0..plan.rounds {
         for (kind, (name, runs)) in kinds.iter().zip(&mut rows) {
             eprintln!("{case} · {name} · round {}/{}", round + 1, plan.rounds);
-            match kind.start(stage).and_then(|running| measure(&running)) {
+            match kind.start(stage).and_then(|running| measure(*kind, &running)) {
                 Ok(measured) => runs.push(measured),
                 Err(error) => notes.push_str(&format!("\n{case}, {name}: {error}\n")),
             }
@@ -103,7 +116,7 @@ fn each<T>(
     rows
 }
 
-fn bars(answers: &[Answers], streamed: &[Streams]) -> Vec<Bar> {
+fn bars(answers: &[Answers]) -> Vec<Bar> {
     let peers = [
         (Kind::Sglang("cache_aware"), 0.25),
         (Kind::Vllm("cache_aware"), 0.25),
@@ -112,18 +125,11 @@ fn bars(answers: &[Answers], streamed: &[Streams]) -> Vec<Bar> {
     let mut bars = Vec::new();
     for ours in [Proxy::Everything, Proxy::KvText] {
         for (kind, ratio_max) in peers {
-            let bar = |unit: &str, case: &str, ratio: f64| Bar {
-                what: format!("CPU per {unit}, {case}, {} ÷ {}", ours.name(), kind.name()),
-                ratio,
-                ratio_max,
-            };
             for Answers { case, rows } in answers.iter().take(2) {
                 let cpu = |name: &str| of(rows, name, |m: &wrk::Measured| m.cpu_us);
-                bars.push(bar("request", case, cpu(ours.name()) / cpu(&kind.name())));
-            }
-            for Streams { case, rows } in streamed.iter().take(1) {
-                let cpu = |name: &str| of(rows, name, |m: &streams::Measured| m.cpu_us);
-                bars.push(bar("token", case, cpu(ours.name()) / cpu(&kind.name())));
+                let what = format!("CPU per request, {case}, {} ÷ {}", ours.name(), kind.name());
+                let ratio = cpu(ours.name()) / cpu(&kind.name());
+                bars.push(Bar { what, ratio, ratio_max });
             }
         }
     }

@@ -63,14 +63,15 @@ pub fn streams(cases: &[Streams]) -> String {
             let p99 = median_of(runs, |m| m.delay_p99_us);
             let _ = writeln!(
                 text,
-                "| {case} | {name} | {} | {} | {:.0} | {} | {} | {:.0} | {p99:.0} | {} | {:.0} |",
+                "| {case} | {name} | {} | {} | {:.0} | {} | {} | {} | {} | {} | {:.0} |",
                 or_dash(name, format!("{cpu:.2}")),
                 or_dash(name, format!("{:.2}", cpu / nginx_cpu)),
                 median_of(runs, |m| m.per_second),
                 or_none(first, 0),
                 or_dash(name, or_none(first / nginx_first, 2)),
-                median_of(runs, |m| m.delay_p50_us),
-                or_dash(name, format!("{:.0}", p99 - direct_p99)),
+                or_none(median_of(runs, |m| m.delay_p50_us), 0),
+                or_none(p99, 0),
+                or_dash(name, or_none(p99 - direct_p99, 0)),
                 median_of(runs, |m| m.gap_p99_us),
             );
         }
@@ -116,6 +117,6 @@ fn or_dash(name: &str, value: String) -> String {
 }
 
 fn or_none(value: f64, digits: usize) -> String {
-    // A stream that outlasts the run has no first token in it.
+    // A stream that outlasts the run has no first token in it; a peer may drop the stamps.
     if value.is_finite() { format!("{value:.digits$}") } else { "–".to_owned() }
 }
