@@ -22,7 +22,6 @@ pub async fn run(shard: Rc<Shard>) {
     let interval = Duration::from_millis(shard.config.limits.probe_interval_ms.max(10));
     loop {
         round(&shard).await;
-        shard.pool.prune(&shard.config.limits);
         monoio::time::sleep(interval).await;
     }
 }

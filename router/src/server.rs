@@ -44,6 +44,8 @@ const ACCESS_CLOSE_MAX: Duration = Duration::from_secs(2);
 /// When the time to drain is over, clients whose streams are ended are told so within this time.
 const TELL_MAX: Duration = Duration::from_secs(2);
 
+/// Between two looks for connections to engines that have been idle for too long: a second.
+const PRUNE_TICKS: u32 = 20;
 /// Pause after a failed accept (no file descriptors left), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -484,6 +486,7 @@ async fn accept(
 /// The thread's clock: the watchdog's look, and the order to leave and to stop.
 async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, accepting: &Cell<usize>, end: &End) {
     let idle_max = Duration::from_millis(shard.config.limits.drain_idle_ms_max);
+    let mut ticks: u32 = 0;
     let mut draining_since = None;
     let mut has_said_so = false;
     while !end.stop.load(Relaxed) {
@@ -497,6 +500,11 @@ async fn tick(shard: &Rc<Shard>, leaving: &RefCell<Canceller>, accepting: &Cell<
         }
         shard.watchdog.tick();
         shard.flush_records();
+        ticks = ticks.wrapping_add(1);
+        if ticks.is_multiple_of(PRUNE_TICKS) {
+            // Connections to engines that are gone would be kept for ever: nobody asks for them again.
+            shard.pool.prune(&shard.config.limits);
+        }
         if !shard.is_draining() {
             continue;
         }
