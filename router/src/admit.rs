@@ -162,6 +162,16 @@ pub async fn place(
         ticket.placed = Some(Instant::now());
         return Ok(());
     }
+    ticket.life.note_places(places);
+    let uncached_tokens = uncached_tokens(shard, ticket, call, prefix);
+    // Nobody waits: what is known of the model is all there is to ask.
+    if let (Some(within_ms), 0) = (within_ms, ticket.life.waiting()) {
+        judge(ticket, ticket.life.load(), uncached_tokens, within_ms, now_ms)?;
+        if ticket.life.try_enter(places) {
+            ticket.placed = Some(Instant::now());
+            return Ok(());
+        }
+    }
     let entry = Waiting {
         id: shard.next_id(),
         tenant: ticket.caller.tenant.name.as_str().into(),
@@ -169,28 +179,33 @@ pub async fn place(
         // What a request asks for, as far as its tenant may.
         priority: wishes.priority.min(ticket.caller.tenant.priority),
         deadline_ms: within_ms.map(|within_ms| now_ms.saturating_add(within_ms)),
-        uncached_tokens: uncached_tokens(shard, ticket, call, prefix),
+        uncached_tokens,
         arrived_ms: now_ms,
         core: shard.waiters.core(),
     };
-    ticket.life.note_places(places);
-    let load = ticket.life.load_ahead_of(&entry);
     if let Some(within_ms) = within_ms {
-        let forecast = &ticket.life.forecast;
-        let judged = forecast.judge(load, entry.uncached_tokens, within_ms, now_ms);
-        if let Verdict::Late { ttft_ms, retry_after_s } = judged {
-            return Err(RequestError::DeadlineMissed {
-                predicted_ms: ttft_ms as u64,
-                within_ms,
-                retry_after_s,
-            });
-        }
-        if ticket.life.try_enter(places) {
-            ticket.placed = Some(Instant::now());
-            return Ok(());
-        }
+        let load = ticket.life.load_ahead_of(&entry);
+        judge(ticket, load, uncached_tokens, within_ms, now_ms)?;
     }
     wait(shard, ticket, entry, watch).await
+}
+
+/// Refuses a request whose first token would come too late.
+fn judge(
+    ticket: &Ticket,
+    load: Load,
+    uncached_tokens: u64,
+    within_ms: u64,
+    now_ms: u64,
+) -> Result<(), RequestError> {
+    match ticket.life.forecast.judge(load, uncached_tokens, within_ms, now_ms) {
+        Verdict::Admit => Ok(()),
+        Verdict::Late { ttft_ms, retry_after_s } => Err(RequestError::DeadlineMissed {
+            predicted_ms: ttft_ms as u64,
+            within_ms,
+            retry_after_s,
+        }),
+    }
 }
 
 async fn wait(

@@ -101,7 +101,7 @@ impl Record {
         let started = Instant::now();
         shard.strike(started);
         Record {
-            request_id: request_id(shard, request).into(),
+            request_id: request_id(shard, request),
             started,
             started_unix_ms: if shard.recorder.access.is_some() { unix_ms() } else { 0 },
             endpoint: "none",
@@ -300,17 +300,24 @@ fn begin_trace(shard: &Shard, request: &Request, started: Instant) -> Option<Req
 }
 
 /// The client's own id where it can stand in a header again, else a fresh one.
-fn request_id(shard: &Shard, request: &Request) -> String {
-    let sent = request.head.request_id.clone().and_then(|range| {
-        std::str::from_utf8(&request.head_bytes()[range]).ok().map(str::to_owned)
-    });
-    sent.filter(|id| {
+fn request_id(shard: &Shard, request: &Request) -> Rc<str> {
+    let sent = request
+        .head
+        .request_id
+        .clone()
+        .and_then(|range| std::str::from_utf8(&request.head_bytes()[range]).ok());
+    let is_fit = |id: &&str| {
         (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
-    })
-    .unwrap_or_else(|| fresh_id(shard))
+    };
+    sent.filter(is_fit).map_or_else(|| fresh_id(shard), Rc::from)
 }
 
 /// An id of ours.
-pub fn fresh_id(shard: &Shard) -> String {
-    format!("req-{:016x}", shard.next_id())
+pub fn fresh_id(shard: &Shard) -> Rc<str> {
+    let number = shard.next_id();
+    let mut id = *b"req-0000000000000000";
+    for (at, digit) in id[4..].iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize & 15];
+    }
+    std::str::from_utf8(&id).unwrap_or_default().into()
 }
