@@ -44,6 +44,14 @@ pub struct Seat {
     pub prefix_tokens: u64,
 }
 
+impl Seat {
+    /// Prompt tokens that this worker is expected to compute.
+    pub fn uncached_tokens(&self, shard: &Shard, prefix: &Prefix) -> u64 {
+        let tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
+        tokens.saturating_sub(self.prefix_tokens)
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         self.worker.life.inflight.fetch_sub(1, Relaxed);

@@ -118,10 +118,7 @@ async fn attempt(
     tried: &mut Tried,
     record: &mut Record,
 ) -> (Seat, Result<Answer, UpstreamError>) {
-    let uncached = wanted
-        .prefix
-        .tokens_estimated(shard.cluster.tokens_per_byte())
-        .saturating_sub(seat.prefix_tokens);
+    let uncached = seat.uncached_tokens(shard, wanted.prefix);
     let hedging = &shard.cluster.hedging;
     hedging.deposit(shard.now_ms());
     let Some(delay_ms) = hedging.delay_ms(&ticket.life().ttft, uncached) else {

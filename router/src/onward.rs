@@ -173,7 +173,7 @@ async fn follow(
         // It understands the request and does not like it so, or has no room.
         Ok(_) => return Err(Setback::Way),
         Err(error) => {
-            let gone = matches!(watch.verdict(), Some(Verdict::ClientGone | Verdict::ClientSlow));
+            let gone = watch.is_client_lost();
             watch.forgive_engine();
             return Err(match error {
                 _ if gone => Setback::Client,
@@ -192,7 +192,7 @@ async fn follow(
         }
         Err(Setback::Worker) => {
             dispatch::blame(shard, &watch, seat);
-            let gone = matches!(watch.verdict(), Some(Verdict::ClientGone | Verdict::ClientSlow));
+            let gone = watch.is_client_lost();
             watch.forgive_engine();
             match rewriter.is_past_what_was_sent() {
                 _ if gone => Err(Setback::Client),

@@ -127,18 +127,23 @@ pub fn json_call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> 
 
 /// Whether JSON nests deeper than [`NESTING_MAX`]. For whoever gives bytes from outside to a parser
 /// that recurses.
+pub fn is_too_deep(json: &[u8]) -> bool {
+    nests_deeper(json, NESTING_MAX)
+}
+
+/// Whether JSON nests deeper than `levels_max`.
 ///
 /// A body with few brackets cannot, and that is all that most bodies are asked. Up to the first error of
 /// syntax, where every parser stops, strings end here where they end for the parser.
-pub fn is_too_deep(json: &[u8]) -> bool {
-    if memchr::memchr2_iter(b'{', b'[', json).nth(NESTING_MAX).is_none() {
+pub fn nests_deeper(json: &[u8], levels_max: usize) -> bool {
+    if memchr::memchr2_iter(b'{', b'[', json).nth(levels_max).is_none() {
         return false;
     }
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(&byte) = json.get(at) {
         at += 1;
         match byte {
-            b'{' | b'[' if depth == NESTING_MAX => return true,
+            b'{' | b'[' if depth == levels_max => return true,
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
             b'"' => at = end_of_string(json, at),

@@ -392,9 +392,7 @@ impl Passage {
         record: &Record,
     ) {
         let prefix = wanted.prefix;
-        let uncached = prefix
-            .tokens_estimated(shard.cluster.tokens_per_byte())
-            .saturating_sub(seat.prefix_tokens);
+        let uncached = seat.uncached_tokens(shard, prefix);
         if let (Some(first), Some(placed), 200) = (self.first, ticket.placed(), record.status) {
             let ttft_ms = (first.saturating_duration_since(placed)).as_secs_f64() * 1_000.0;
             ticket.life().forecast.observe_ttft(uncached, ttft_ms, shard.now_ms());

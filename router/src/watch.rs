@@ -129,6 +129,11 @@ impl Watch {
         self.engines.borrow().iter().flatten().any(given_up)
     }
 
+    /// Whether nobody is left to answer.
+    pub fn is_client_lost(&self) -> bool {
+        matches!(self.verdict(), Some(Verdict::ClientGone | Verdict::ClientSlow))
+    }
+
     /// What the watchdog did to this connection, if anything.
     pub fn verdict(&self) -> Option<Verdict> {
         self.verdict.get()

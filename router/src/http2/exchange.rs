@@ -17,7 +17,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use crate::error::RequestError;
 use crate::pace::Pace;
 use crate::read::Request;
-use crate::watch::{Phase, Verdict, Watch};
+use crate::watch::{Phase, Watch};
 
 /// The client's side of one stream. Shared by the task that answers and its look-out for a reset.
 #[derive(Clone)]
@@ -69,9 +69,9 @@ impl Reply {
             self.reserve(left.len());
             let room = poll_fn(|cx| {
                 watch.wake_by_verdict(cx.waker());
-                match watch.verdict() {
-                    Some(Verdict::ClientSlow | Verdict::ClientGone) => Poll::Ready(Err(Gone)),
-                    _ => self.poll_room(cx),
+                match watch.is_client_lost() {
+                    true => Poll::Ready(Err(Gone)),
+                    false => self.poll_room(cx),
                 }
             })
             .await?;

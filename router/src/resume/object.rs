@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::parse::nests_deeper;
+
 /// Deeper JSON is not read: a parser that follows each level with a call of its own would run out of
 /// stack. No request or event that can be resumed is as deep.
 const NESTING_MAX: usize = 64;
@@ -29,7 +31,10 @@ impl<'a> Object<'a> {
     /// Reads the top level of `bytes`. `None` if they are not one JSON object.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?.trim_ascii();
-        if !text.starts_with('{') || !text.ends_with('}') || is_too_deep(text) {
+        if !text.starts_with('{')
+            || !text.ends_with('}')
+            || nests_deeper(text.as_bytes(), NESTING_MAX)
+        {
             return None;
         }
         let mut entries = Vec::new();
@@ -100,21 +105,6 @@ impl<'a> Object<'a> {
     fn is_last_of(&self, index: usize, key: &str) -> bool {
         !self.entries[index + 1..].iter().any(|entry| entry.key == key)
     }
-}
-
-fn is_too_deep(text: &str) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    text.bytes().any(|byte| {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => depth += 1,
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth > NESTING_MAX
-    })
 }
 
 /// `text` as a JSON string, with its quotes.
