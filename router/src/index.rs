@@ -29,6 +29,8 @@ mod holders;
 
 /// Locks over the map; a lookup holds one for the time of one probe.
 const STRIPES: usize = 64;
+/// A stripe has room for so many blocks, however small the index.
+const STRIPE_BLOCKS_MIN: usize = 16;
 /// A worker's believed capacity never falls below this many blocks.
 pub const WORKER_BLOCKS_MIN: u64 = 64;
 
@@ -185,7 +187,7 @@ impl PrefixIndex {
     pub fn new(blocks_max: usize) -> Self {
         PrefixIndex {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            stripe_blocks_max: (blocks_max / STRIPES).max(16),
+            stripe_blocks_max: (blocks_max / STRIPES).max(STRIPE_BLOCKS_MIN),
         }
     }
 
@@ -249,8 +251,17 @@ impl PrefixIndex {
         if stripe.len() >= self.stripe_blocks_max {
             shed(&mut stripe, self.stripe_blocks_max);
         }
+        if stripe.len() == stripe.capacity() {
+            grow(&mut stripe, self.stripe_blocks_max);
+        }
         stripe.insert(digest, Holders::new(holder));
         true
+    }
+
+    /// Blocks there is room for without more memory.
+    #[cfg(test)]
+    fn room(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.lock().unwrap().capacity()).sum()
     }
 
     /// Drops everything of workers that are gone for good.
@@ -273,6 +284,17 @@ impl PrefixIndex {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Gives a stripe without free places a new table, of twice its blocks and of no more than the limit.
+///
+/// Left to itself, a table that is more than half full of blocks doubles when the marks of removed ones
+/// use up its places, and so ends at twice the memory the limit stands for.
+fn grow(stripe: &mut Stripe, blocks_max: usize) {
+    let room = (2 * stripe.len()).clamp(STRIPE_BLOCKS_MIN, blocks_max);
+    let mut larger = Stripe::with_capacity_and_hasher(room, BuildHasherDefault::default());
+    larger.extend(stripe.drain());
+    *stripe = larger;
 }
 
 /// Makes room in a full stripe: drops the older half of each worker's uses.
@@ -382,6 +404,19 @@ mod tests {
         route(&index, &worker, &[1, 2, 3]);
         index.remove_workers(&[3]);
         assert!(index.is_empty());
+    }
+
+    /// However many blocks come and go, memory stays that of the limit.
+    #[test]
+    fn a_full_index_takes_no_more_memory() {
+        let index = PrefixIndex::new(STRIPES * 100);
+        let worker = WorkerCache::new(0, 1 << 20);
+        let room = Stripe::with_capacity_and_hasher(100, BuildHasherDefault::default()).capacity();
+        for turn in 0..2_000 {
+            let tokens: Vec<u32> = (turn * 64..turn * 64 + 64).collect();
+            route(&index, &worker, &tokens);
+            assert!(index.room() <= STRIPES * room);
+        }
     }
 
     proptest! {
