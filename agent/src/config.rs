@@ -112,13 +112,22 @@ impl Default for Agent {
 pub struct Engines {
     /// Default `llama-server`.
     pub llama_cpp: String,
+    /// Default `vllm`.
+    pub vllm: String,
+    /// Default `sglang`.
+    pub sglang: String,
     /// Default `cgn-sim-engine`, looked for beside the agent's own binary first.
     pub sim: String,
 }
 
 impl Default for Engines {
     fn default() -> Self {
-        Engines { llama_cpp: "llama-server".to_owned(), sim: "cgn-sim-engine".to_owned() }
+        Engines {
+            llama_cpp: "llama-server".to_owned(),
+            vllm: "vllm".to_owned(),
+            sglang: "sglang".to_owned(),
+            sim: "cgn-sim-engine".to_owned(),
+        }
     }
 }
 

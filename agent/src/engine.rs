@@ -4,13 +4,19 @@
 //! per kind below `engine/`. It starts nothing ([`crate::process`]) and asks nothing
 //! ([`crate::probe`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
+pub mod events;
+mod hugging_face;
 mod llama_cpp;
+mod sglang;
 mod sim;
+mod vllm;
+
+pub use events::EventSource;
 
 /// Most slots an engine may be asked for; a larger number is a mistake in a recipe.
 pub const SLOTS_MAX: u32 = 4096;
@@ -18,24 +24,43 @@ pub const SLOTS_MAX: u32 = 4096;
 pub const CONTEXT_LENGTH_TOKENS_MAX: u32 = 16 << 20;
 /// Most words `extra_args` may have.
 pub const EXTRA_ARGS_MAX: usize = 256;
+/// Most variables `env` may have.
+pub const ENV_MAX: usize = 128;
 
 /// What a recipe's `engine.kind` may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `llama-server`.
     LlamaCpp,
+    /// `vllm serve`.
+    Vllm,
+    /// `sglang serve`.
+    Sglang,
     /// `cgn-sim-engine`.
     Sim,
 }
 
+/// What a kind serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelForm {
+    /// It has no model.
+    None,
+    /// One GGUF file.
+    Gguf,
+    /// A folder as Hugging Face libraries write it: `config.json`, weights, tokenizer.
+    Folder,
+}
+
 impl Kind {
     /// Every kind the agent can start.
-    pub const ALL: [Kind; 2] = [Kind::LlamaCpp, Kind::Sim];
+    pub const ALL: [Kind; 4] = [Kind::LlamaCpp, Kind::Vllm, Kind::Sglang, Kind::Sim];
 
     /// The name in recipes and in `[engines]`.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::LlamaCpp => "llama_cpp",
+            Kind::Vllm => "vllm",
+            Kind::Sglang => "sglang",
             Kind::Sim => "sim",
         }
     }
@@ -51,9 +76,13 @@ impl Kind {
         })
     }
 
-    /// Whether it serves a model file.
-    pub fn needs_model_file(self) -> bool {
-        self == Kind::LlamaCpp
+    /// What a recipe's `model.file` must be for it.
+    pub fn model_form(self) -> ModelForm {
+        match self {
+            Kind::LlamaCpp => ModelForm::Gguf,
+            Kind::Vllm | Kind::Sglang => ModelForm::Folder,
+            Kind::Sim => ModelForm::None,
+        }
     }
 }
 
@@ -74,6 +103,18 @@ pub enum SpecError {
         /// The flag.
         flag: String,
     },
+    /// An environment variable that the agent itself sets.
+    #[error("env: `{name}` is set by the agent: remove it from the recipe")]
+    OwnedVariable {
+        /// The variable.
+        name: String,
+    },
+    /// No Unix socket can be there.
+    #[error("{} cannot be the path of a Unix socket (absolute, UTF-8, at most {} bytes): set [agent] state_dir to a shorter absolute one", path.display(), events::SOCKET_PATH_BYTES_MAX)]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+    },
     /// A value no engine can be started with.
     #[error("{key} is {value}: {cure} in the recipe")]
     Value {
@@ -86,13 +127,22 @@ pub enum SpecError {
     },
 }
 
-/// A model file that passed [`crate::preflight`].
+/// A model that passed [`crate::preflight`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// The file.
+    /// The file, or the folder.
     pub path: PathBuf,
     /// Bytes one token takes in a KV cache of 16-bit floats; none where the file does not say.
     pub kv_bytes_per_token: Option<u64>,
+}
+
+/// Where an engine is put.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Where it listens, on 127.0.0.1.
+    pub port: u16,
+    /// Holds its Unix sockets; absolute.
+    pub socket_dir: &'a Path,
 }
 
 /// A command line, but for the binary, and what to expect of the process.
@@ -100,10 +150,14 @@ pub struct Model {
 pub struct Rendering {
     /// The arguments.
     pub args: Vec<String>,
+    /// Environment variables that are set for it, after the next rule.
+    pub env: Vec<(String, String)>,
     /// Environment variables that begin with this are not passed on: the command line alone decides.
     pub env_prefix_removed: Option<&'static str>,
     /// What answers once it is up.
     pub expected: Expected,
+    /// Where its KV events come from, if it has any.
+    pub events: Option<EventSource>,
 }
 
 /// What a started engine is.
@@ -117,6 +171,8 @@ pub struct Expected {
     pub slots: u32,
     /// How its cache is counted.
     pub kv: KvCapacity,
+    /// Folder on this machine with the model's tokenizer and chat template, if it is served from one.
+    pub model_files: Option<String>,
 }
 
 /// How many tokens an engine's caches hold.
@@ -132,6 +188,8 @@ pub enum KvCapacity {
         /// Its size.
         tokens: u64,
     },
+    /// The engine says it once it is up.
+    Said,
 }
 
 /// What an engine says of itself once it is up.
@@ -141,6 +199,8 @@ pub struct Facts {
     pub slots: u32,
     /// Tokens one request may span; 0 where it does not say.
     pub context_length_tokens: u32,
+    /// Tokens its cache holds; 0 where it does not say.
+    pub kv_cache_tokens: u64,
 }
 
 impl Expected {
@@ -148,6 +208,7 @@ impl Expected {
     pub fn kv_cache_tokens(&self, facts: Facts) -> u64 {
         match self.kv {
             KvCapacity::Pool { tokens } => tokens,
+            KvCapacity::Said => facts.kv_cache_tokens,
             KvCapacity::PerSlot { host_tokens } => {
                 let slots = u64::from(facts.slots) * u64::from(facts.context_length_tokens);
                 slots.saturating_add(if slots == 0 { 0 } else { host_tokens })
@@ -156,15 +217,21 @@ impl Expected {
     }
 }
 
-/// The command line of `spec` on 127.0.0.1:`port`.
+/// The command line of `spec` at `place`.
 ///
 /// # Errors
 /// Any [`SpecError`].
-pub fn render(spec: &EngineSpec, model: Option<&Model>, port: u16) -> Result<Rendering, SpecError> {
+pub fn render(
+    spec: &EngineSpec,
+    model: Option<&Model>,
+    place: &Place<'_>,
+) -> Result<Rendering, SpecError> {
     check(spec)?;
     match Kind::of(spec)? {
-        Kind::LlamaCpp => llama_cpp::render(spec, model, port),
-        Kind::Sim => sim::render(spec, port),
+        Kind::LlamaCpp => llama_cpp::render(spec, model, place.port),
+        Kind::Vllm => vllm::render(spec, model, place),
+        Kind::Sglang => sglang::render(spec, model, place),
+        Kind::Sim => sim::render(spec, place.port),
     }
 }
 
@@ -192,10 +259,41 @@ fn check(spec: &EngineSpec) -> Result<(), SpecError> {
             &format!("write at most {EXTRA_ARGS_MAX}"),
         );
     }
+    if let Some(word) = spec.env.iter().find(|word| !is_variable(word)) {
+        return refuse("env", format!("{word:?}"), "write NAME=value, of A-Z a-z 0-9 _ =");
+    }
+    if spec.env.len() > ENV_MAX {
+        let cure = format!("write at most {ENV_MAX}");
+        return refuse("env", format!("{} variables", spec.env.len()), &cure);
+    }
     if let Some(word) = spec.extra_args.iter().chain([&spec.model]).find(|w| w.contains('\0')) {
         return refuse("extra_args", format!("{word:?}"), "write no NUL byte");
     }
     Ok(())
+}
+
+/// `NAME=value`.
+fn is_variable(word: &str) -> bool {
+    let Some((name, value)) = word.split_once('=') else { return false };
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    !name.is_empty() && name.bytes().all(is_plain) && !value.contains('\0')
+}
+
+/// What is set for the engine: `own`, then what the recipe says.
+fn environment(
+    spec: &EngineSpec,
+    own: &[(&'static str, String)],
+) -> Result<Vec<(String, String)>, SpecError> {
+    let mut all: Vec<(String, String)> =
+        own.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    for word in &spec.env {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        if own.iter().any(|(known, _)| *known == name) {
+            return Err(SpecError::OwnedVariable { name: name.to_owned() });
+        }
+        all.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(all)
 }
 
 /// Refuses flags the agent sets itself: an engine on another port or host could not be watched.

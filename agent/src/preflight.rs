@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use control::api::EngineSpec;
 
 use crate::config::Config;
-use crate::engine::{Kind, Model, SpecError};
+use crate::engine::{Kind, Model, ModelForm, SpecError};
 use crate::gguf;
 
 /// What was found.
@@ -46,6 +46,12 @@ pub enum PreflightError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The folder is no model.
+    #[error("{} is not a model's folder (no {FOLDER_FILE} in it): put the model there, or set [agent] model_dir", path.display())]
+    NoModelFolder {
+        /// The folder.
+        path: PathBuf,
     },
     /// The model file is not of the size the recipe states.
     #[error("model file {} is {} ({got} of {want} bytes): fetch it again", path.display(), size_word(*got, *want))]
@@ -83,6 +89,8 @@ pub fn check(
     let kind = Kind::of(spec)?;
     let configured = match kind {
         Kind::LlamaCpp => &config.engines.llama_cpp,
+        Kind::Vllm => &config.engines.vllm,
+        Kind::Sglang => &config.engines.sglang,
         Kind::Sim => &config.engines.sim,
     };
     let program = find_program(configured, kind).ok_or_else(|| PreflightError::NoProgram {
@@ -90,11 +98,12 @@ pub fn check(
         key: kind.as_str(),
         config: config_path.to_owned(),
     })?;
-    let model = if kind.needs_model_file() && !spec.model_file.is_empty() {
-        let path = config.agent.model_dir.join(&spec.model_file);
-        Some(check_model(path, spec.model_file_bytes)?)
-    } else {
-        None
+    let path = || config.agent.model_dir.join(&spec.model_file);
+    let model = match kind.model_form() {
+        _ if spec.model_file.is_empty() => None,
+        ModelForm::None => None,
+        ModelForm::Gguf => Some(check_model(path(), spec.model_file_bytes)?),
+        ModelForm::Folder => Some(check_folder(path())?),
     };
     Ok(Cleared { program, model })
 }
@@ -119,6 +128,20 @@ fn find_program(configured: &str, kind: Kind) -> Option<PathBuf> {
 fn is_executable(path: &Path) -> bool {
     std::fs::metadata(path)
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// A folder without this file is no model of the Hugging Face libraries, and they would ask a hub.
+const FOLDER_FILE: &str = "config.json";
+
+/// The engine gets the folder's whole path: relative to its own working directory it could be a name on
+/// a hub. The weights are its own to check.
+fn check_folder(path: PathBuf) -> Result<Model, PreflightError> {
+    let path = std::path::absolute(&path)
+        .map_err(|source| PreflightError::NoModel { path: path.clone(), source })?;
+    match std::fs::metadata(path.join(FOLDER_FILE)) {
+        Ok(metadata) if metadata.is_file() => Ok(Model { path, kv_bytes_per_token: None }),
+        _ => Err(PreflightError::NoModelFolder { path }),
+    }
 }
 
 fn check_model(path: PathBuf, want: u64) -> Result<Model, PreflightError> {
@@ -199,9 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_a_model_only_with_its_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.agent.model_dir = directory.path().to_owned();
+        config.engines.vllm = "sh".to_owned();
+        let spec = EngineSpec { kind: "vllm".into(), model_file: "tiny".into(), ..spec(0) };
+        let checked = |config: &Config| check(&spec, config, Path::new("a.toml"));
+        let said = checked(&config).unwrap_err().to_string();
+        assert!(said.contains("tiny is not a model's folder (no config.json in it)"), "{said}");
+        let folder = directory.path().join("tiny");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), "{}").unwrap();
+        let cleared = checked(&config).unwrap();
+        assert_eq!(cleared.model, Some(Model { path: folder, kv_bytes_per_token: None }));
+        config.engines.vllm = "no-such-vllm".to_owned();
+        assert!(checked(&config).unwrap_err().to_string().contains("[engines] vllm in a.toml"));
+    }
+
+    #[test]
     fn an_unknown_kind_is_refused_before_anything_is_looked_for() {
-        let spec = EngineSpec { kind: "sglang".into(), ..spec(0) };
+        let spec = EngineSpec { kind: "trt".into(), ..spec(0) };
         let error = check(&spec, &Config::default(), Path::new("a.toml")).unwrap_err();
-        assert!(error.to_string().contains("known: llama_cpp, sim"), "{error}");
+        assert!(error.to_string().contains("known: llama_cpp, vllm, sglang, sim"), "{error}");
     }
 }

@@ -3,10 +3,11 @@
 //! Liveness is `/health` alone: engines answer it from a thread of its own while a long prompt keeps
 //! the rest busy. What is running is asked after that and may stay unanswered.
 //!
-//! | | llama.cpp | vLLM |
-//! |---|---|---|
-//! | slots, context | `/props` | as started; `/v1/models` `max_model_len` |
-//! | requests | `/metrics` `llamacpp:requests_*` | `/metrics` `vllm:num_requests_*` |
+//! | | llama.cpp | vLLM | SGLang |
+//! |---|---|---|---|
+//! | slots, context | `/props` | as started; `/v1/models` `max_model_len` | as vLLM |
+//! | cache | | `/metrics` `vllm:cache_config_info` | `sglang:max_total_num_tokens` |
+//! | requests | `llamacpp:requests_*` | `vllm:num_requests_*` | `sglang:num_*_reqs` |
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
-use crate::engine::{Expected, Facts};
+use crate::engine::{Expected, Facts, KvCapacity};
 use crate::supervise::{InFlight, ProbeOutcome};
 
 /// Longest answer that is read: `/props` carries the chat template.
@@ -71,13 +72,30 @@ impl Prober {
             EngineKind::LlamaCpp => llama_cpp_facts(&body),
             _ => openai_facts(&body, expected.slots),
         };
-        facts.map_err(|error| format!("{path}: {error}"))
+        let mut facts = facts.map_err(|error| format!("{path}: {error}"))?;
+        if expected.kv == KvCapacity::Said {
+            facts.kv_cache_tokens = self.kv_cache_tokens(port, expected.kind).await;
+        }
+        Ok(facts)
+    }
+
+    /// 0 where the engine does not say: it serves without.
+    async fn kv_cache_tokens(&self, port: u16, kind: EngineKind) -> u64 {
+        let Ok((200, body)) = self.ask(port, "/metrics").await else { return 0 };
+        let text = String::from_utf8_lossy(&body);
+        let tokens = match kind {
+            EngineKind::Vllm => vllm_cache_tokens(&text),
+            EngineKind::Sglang => gauge_sum(&text, "sglang:max_total_num_tokens").map(u64::from),
+            _ => None,
+        };
+        tokens.unwrap_or(0)
     }
 
     async fn in_flight(&self, port: u16, kind: EngineKind) -> Option<InFlight> {
         let (running, waiting) = match kind {
             EngineKind::LlamaCpp => ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
             EngineKind::Vllm => ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+            EngineKind::Sglang => ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
             _ => return None,
         };
         match self.ask(port, "/metrics").await {
@@ -129,7 +147,7 @@ struct GenerationSettings {
 fn llama_cpp_facts(body: &[u8]) -> serde_json::Result<Facts> {
     let props: Props = serde_json::from_slice(body)?;
     let context_length_tokens = props.default_generation_settings.n_ctx;
-    Ok(Facts { slots: props.total_slots, context_length_tokens })
+    Ok(Facts { slots: props.total_slots, context_length_tokens, kv_cache_tokens: 0 })
 }
 
 /// OpenAI's `/v1/models`, with the length vLLM and SGLang add.
@@ -147,7 +165,30 @@ struct ModelCard {
 fn openai_facts(body: &[u8], slots: u32) -> serde_json::Result<Facts> {
     let models: Models = serde_json::from_slice(body)?;
     let context_length_tokens = models.data.iter().find_map(|card| card.max_model_len);
-    Ok(Facts { slots, context_length_tokens: context_length_tokens.unwrap_or(0) })
+    let context_length_tokens = context_length_tokens.unwrap_or(0);
+    Ok(Facts { slots, context_length_tokens, kv_cache_tokens: 0 })
+}
+
+/// `num_gpu_blocks` × `block_size` of `vllm:cache_config_info`, summed over its engines. On a CPU the
+/// blocks are called so too.
+fn vllm_cache_tokens(exposition: &str) -> Option<u64> {
+    let mut sum = None;
+    for line in exposition.lines() {
+        let Some(labels) = line.strip_prefix("vllm:cache_config_info{") else { continue };
+        let number = |name: &str| label(labels, name)?.parse::<u64>().ok();
+        let tokens = number("num_gpu_blocks")?.checked_mul(number("block_size")?)?;
+        sum = Some(sum.unwrap_or(0u64).checked_add(tokens)?);
+    }
+    sum
+}
+
+/// The value of a label that has no quote in it.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let is_whole = |at: usize| at == 0 || labels.as_bytes()[at - 1] == b',';
+    let (at, _) = labels
+        .match_indices(name)
+        .find(|&(at, _)| is_whole(at) && labels[at + name.len()..].starts_with("=\""))?;
+    labels[at + name.len() + 2..].split('"').next()
 }
 
 /// The sum of `name` over its labels; none if it is not there or not a count.
@@ -181,14 +222,14 @@ mod tests {
     fn llama_cpp_says_slots_and_context_in_props() {
         let body = br#"{"default_generation_settings":{"params":{"seed":1},"n_ctx":2048},"total_slots":2}"#;
         let facts = llama_cpp_facts(body).unwrap();
-        assert_eq!(facts, Facts { slots: 2, context_length_tokens: 2048 });
+        assert_eq!(facts, Facts { slots: 2, context_length_tokens: 2048, kv_cache_tokens: 0 });
         assert!(llama_cpp_facts(b"{}").is_err());
     }
 
     #[test]
     fn vllm_says_its_length_in_models() {
         let facts = openai_facts(br#"{"data":[{"id":"m","max_model_len":4096}]}"#, 8).unwrap();
-        assert_eq!(facts, Facts { slots: 8, context_length_tokens: 4096 });
+        assert_eq!(facts, Facts { slots: 8, context_length_tokens: 4096, kv_cache_tokens: 0 });
         assert_eq!(openai_facts(br#"{"data":[{}]}"#, 8).unwrap().context_length_tokens, 0);
     }
 
@@ -202,12 +243,29 @@ mod tests {
         assert_eq!(gauge_sum(text, "d"), None);
     }
 
+    #[test]
+    fn vllm_says_its_cache_in_the_labels_of_a_metric() {
+        let line = |engine: &str, blocks: &str| {
+            format!(
+                "vllm:cache_config_info{{_block_size_resolved=\"True\",block_size=\"32\",engine=\"{engine}\",\
+                 user_block_size=\"7\",num_gpu_blocks=\"{blocks}\",num_gpu_blocks_override=\"80\"}} 1.0\n"
+            )
+        };
+        assert_eq!(vllm_cache_tokens(&line("0", "80")), Some(2560));
+        assert_eq!(vllm_cache_tokens(&(line("0", "80") + &line("1", "8"))), Some(2816));
+        assert_eq!(vllm_cache_tokens(&line("0", "None")), None);
+        assert_eq!(vllm_cache_tokens(&line("0", "18446744073709551615")), None);
+        assert_eq!(vllm_cache_tokens("vllm:cache_config_info{} 1.0\n"), None);
+        assert_eq!(vllm_cache_tokens(""), None);
+    }
+
     proptest! {
         #[test]
         fn hostile_answers_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "a[{} 0-9.eE+-]{0,20}") {
             let _ = llama_cpp_facts(&bytes);
             let _ = openai_facts(&bytes, 1);
             let _ = gauge_sum(&text, "a");
+            let _ = vllm_cache_tokens(&format!("vllm:cache_config_info{{{text}"));
         }
     }
 
@@ -218,7 +276,8 @@ mod tests {
             kind: EngineKind::LlamaCpp,
             capabilities: vec![],
             slots: 1,
-            kv: crate::engine::KvCapacity::Pool { tokens: 0 },
+            kv: KvCapacity::Pool { tokens: 0 },
+            model_files: None,
         };
         let outcome = Prober::new(Duration::from_secs(5)).probe(port, &expected, false).await;
         assert_eq!(outcome, ProbeOutcome::Down("/health: no connection".into()));

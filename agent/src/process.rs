@@ -27,6 +27,8 @@ pub struct Invocation<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub args: &'a [String],
+    /// Environment variables that are set, after the next rule.
+    pub env: &'a [(String, String)],
     /// Environment variables beginning with this are not passed on.
     pub env_prefix_removed: Option<&'a str>,
 }
@@ -60,6 +62,7 @@ pub fn spawn(invocation: &Invocation<'_>) -> io::Result<(Process, Receiver)> {
             }
         }
     }
+    command.envs(invocation.env.iter().map(|(name, value)| (name, value)));
     let agent = getpid();
     // SAFETY: between fork and exec of a possibly threaded process only async-signal-safe calls are
     // allowed. `die_with` makes two plain system calls, prctl(2) and getppid(2), and allocates
@@ -155,7 +158,8 @@ mod tests {
     fn sh(script: &str) -> (Process, Receiver) {
         let args = ["-c".to_owned(), script.to_owned()];
         let program = Path::new("/bin/sh");
-        spawn(&Invocation { program, args: &args, env_prefix_removed: Some("CARGO") }).unwrap()
+        spawn(&Invocation { program, args: &args, env: &[], env_prefix_removed: Some("CARGO") })
+            .unwrap()
     }
 
     async fn ended(process: &mut Process) -> String {
@@ -211,7 +215,7 @@ mod tests {
     async fn a_program_that_cannot_be_executed_is_an_error() {
         let plain = tempfile::NamedTempFile::new().unwrap();
         let program = plain.path();
-        let refused = spawn(&Invocation { program, args: &[], env_prefix_removed: None });
+        let refused = spawn(&Invocation { program, args: &[], env: &[], env_prefix_removed: None });
         assert!(refused.is_err());
     }
 }

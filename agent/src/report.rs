@@ -94,6 +94,7 @@ fn engine(node_id: &str, id: &ReplicaId, replica: &Replica, now: Duration) -> En
         .filter_map(|capability| serde_json::to_value(capability).ok()?.as_str().map(str::to_owned))
         .collect();
     engine.epoch = run.epoch;
+    engine.model_files = run.expected.model_files.clone().unwrap_or_default();
     engine.log_path = run.log_path.display().to_string();
     // Kept while it is down: it comes back there, and routers know it is only away.
     engine.url = format!("http://127.0.0.1:{}", run.port);

@@ -18,6 +18,8 @@ pub const THREADS_MAX: u32 = 1024;
 pub const TIMEOUT_S_MAX: u32 = 86_400;
 /// Most extra arguments of an engine.
 pub const EXTRA_ARGS_MAX: usize = 128;
+/// Most environment variables of an engine.
+pub const ENV_MAX: usize = 128;
 /// Longest extra argument.
 pub const EXTRA_ARG_BYTES_MAX: usize = 4096;
 
@@ -52,12 +54,23 @@ pub fn check(deployment: &Deployment) -> Result<(), Fault> {
             return fault("model.file", "missing; name the GGUF file below model_dir".to_owned());
         }
         "llama_cpp" => {}
+        "vllm" | "sglang" if spec.model_file.is_empty() => {
+            return fault(
+                "model.file",
+                "missing; name the model's folder below model_dir".to_owned(),
+            );
+        }
+        "vllm" | "sglang" if spec.model_file_bytes != 0 => {
+            return fault("model.file_bytes", "a folder has no length; remove it".to_owned());
+        }
+        "vllm" | "sglang" => {}
         "sim" if !spec.model_file.is_empty() => {
             return fault("model.file", "a simulated engine has no model; remove it".to_owned());
         }
         "sim" => {}
         other => {
-            return fault("engine.kind", format!("unknown kind `{other}`; use llama_cpp or sim"));
+            let message = format!("unknown kind `{other}`; use llama_cpp, vllm, sglang or sim");
+            return fault("engine.kind", message);
         }
     }
     let ranges = [
@@ -72,6 +85,12 @@ pub fn check(deployment: &Deployment) -> Result<(), Fault> {
         if !(least..=most).contains(&value) {
             return fault(key, format!("{value} is out of range; use {least} to {most}"));
         }
+    }
+    if spec.env.len() > ENV_MAX || spec.env.iter().any(|word| !is_variable(word)) {
+        let message = format!(
+            "at most {ENV_MAX} of NAME=value, of at most {EXTRA_ARG_BYTES_MAX} bytes, without NUL"
+        );
+        return fault("engine.env", message);
     }
     let args = &spec.extra_args;
     if args.len() > EXTRA_ARGS_MAX || args.iter().any(|arg| !is_argument(arg)) {
@@ -103,6 +122,12 @@ fn name_rule(name: &str) -> String {
 
 fn is_line(text: &str) -> bool {
     !text.chars().any(char::is_control)
+}
+
+fn is_variable(word: &str) -> bool {
+    let Some((name, _)) = word.split_once('=') else { return false };
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    !name.is_empty() && name.bytes().all(is_plain) && is_argument(word)
 }
 
 fn is_argument(arg: &str) -> bool {
@@ -158,7 +183,19 @@ mod tests {
         assert_eq!(key(|d| spec(d).kind = "vlm".into()), "engine.kind");
         assert_eq!(key(|d| spec(d).kind = "llama_cpp".into()), "model.file");
         assert_eq!(key(|d| spec(d).model_file = "x.gguf".into()), "model.file");
+        assert_eq!(key(|d| spec(d).kind = "vllm".into()), "model.file");
+        assert_eq!(
+            key(|d| {
+                let vllm =
+                    EngineSpec { kind: "vllm".into(), model_file: "m".into(), ..spec(d).clone() };
+                check(&Deployment { spec: Some(vllm.clone()), ..d.clone() }).unwrap();
+                *spec(d) = EngineSpec { model_file_bytes: 1, ..vllm };
+            }),
+            "model.file_bytes"
+        );
         assert_eq!(key(|d| spec(d).slots = 0), "engine.slots");
+        assert_eq!(key(|d| spec(d).env = vec!["A B=c".into()]), "engine.env");
+        assert_eq!(key(|d| spec(d).env = vec!["AB".into()]), "engine.env");
         assert_eq!(key(|d| spec(d).startup_timeout_s = 0), "engine.startup_timeout_s");
         assert_eq!(key(|d| spec(d).extra_args = vec!["\0".into()]), "engine.extra_args");
     }

@@ -38,7 +38,7 @@ pub struct Recipe {
 pub struct Model {
     /// The name clients ask for.
     pub name: String,
-    /// Below the agent's `model_dir`, or absolute; none for a simulated engine.
+    /// File or folder, below the agent's `model_dir` or absolute; none for a simulated engine.
     #[serde(default)]
     pub file: String,
     /// The file's exact length; 0 is not checked.
@@ -73,6 +73,9 @@ pub struct Engine {
     /// Passed to the engine as they are, last.
     #[serde(default)]
     pub extra_args: Vec<String>,
+    /// Set for the engine: `NAME=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
 }
 
 /// Engines a recipe can name.
@@ -81,6 +84,10 @@ pub struct Engine {
 pub enum Kind {
     /// `llama-server`.
     LlamaCpp,
+    /// `vllm serve`.
+    Vllm,
+    /// `sglang serve`.
+    Sglang,
     /// `cgn-sim-engine`.
     Sim,
 }
@@ -90,6 +97,8 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::LlamaCpp => "llama_cpp",
+            Kind::Vllm => "vllm",
+            Kind::Sglang => "sglang",
             Kind::Sim => "sim",
         }
     }
@@ -169,6 +178,7 @@ impl Recipe {
             context_length_tokens: engine.context_length_tokens,
             threads: engine.threads,
             extra_args: engine.extra_args,
+            env: engine.env,
             startup_timeout_s: engine.startup_timeout_s,
             drain_timeout_s: engine.drain_timeout_s,
         };

@@ -114,6 +114,9 @@ pub struct Worker {
     pub power_watts: Option<f32>,
     /// Requests the engine itself says it is working on, where it says.
     pub running_requests: Option<u32>,
+    /// Folder on the worker's node with the model's tokenizer and chat template, where it has one.
+    #[serde(default)]
+    pub model_files: Option<String>,
 }
 
 /// The four weights of the score. They sum to 1.0 (tolerance 0.001).

@@ -397,6 +397,7 @@ mod tests {
             epoch,
             power_watts: None,
             running_requests: None,
+            model_files: None,
         }
     }
 

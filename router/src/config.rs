@@ -297,6 +297,7 @@ impl StaticWorker {
             epoch: 0,
             power_watts: None,
             running_requests: None,
+            model_files: None,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Carries out what was decided: spawns, probes, signals, reaps. Each deed ends in an [`Event`].
 
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use control::api::EngineSpec;
 use nix::sys::signal::Signal;
 
 use super::{Agent, Watched};
+use crate::engine::Place;
 use crate::log::{LogFile, capture};
 use crate::process::{self, Invocation};
 use crate::supervise::{Action, Event, ReplicaId, Run};
@@ -59,13 +62,19 @@ impl Agent {
                 "no free port in {min}..={max}: stop what listens there, or widen [agent] engine_port_min and engine_port_max"
             ));
         };
-        let rendering = match engine::render(spec, cleared.model.as_ref(), port) {
+        let socket_dir = match self.socket_dir() {
+            Ok(socket_dir) => socket_dir,
+            Err(error) => return Event::SpawnFailed(error.to_string()),
+        };
+        let place = Place { port, socket_dir: &socket_dir };
+        let rendering = match engine::render(spec, cleared.model.as_ref(), &place) {
             Ok(rendering) => rendering,
             Err(error) => return Event::Refused(error.to_string()),
         };
         let invocation = Invocation {
             program: &cleared.program,
             args: &rendering.args,
+            env: &rendering.env,
             env_prefix_removed: rendering.env_prefix_removed,
         };
         let log_path = self.log_path(id);
@@ -130,6 +139,14 @@ impl Agent {
                 let _ = events.send((id, Event::Exited { epoch, how, log_line })).await;
             });
         }
+    }
+
+    /// Holds the engines' Unix sockets: `state_dir/run`, for the agent's own user alone. What is
+    /// published there are the tokens of prompts.
+    fn socket_dir(&self) -> io::Result<PathBuf> {
+        let folder = std::path::absolute(&self.config.agent.state_dir)?.join("run");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(folder)
     }
 
     /// One file for each worker; `+` is in no deployment's name.

@@ -7,7 +7,9 @@
 use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
-use super::{Expected, KvCapacity, Model, Rendering, SpecError, refuse_owned, value_of};
+use super::{
+    Expected, KvCapacity, Model, Rendering, SpecError, environment, refuse_owned, value_of,
+};
 
 /// Flags the agent sets; in `extra_args` they are refused.
 const OWNED: [&str; 11] = [
@@ -67,8 +69,11 @@ pub(super) fn render(
         capabilities: capabilities(&spec.extra_args),
         slots: spec.slots,
         kv: KvCapacity::PerSlot { host_tokens: host_tokens(&spec.extra_args, model) },
+        model_files: None,
     };
-    Ok(Rendering { args, env_prefix_removed: Some(ENV_PREFIX), expected })
+    let env = environment(spec, &[])?;
+    let env_prefix_removed = Some(ENV_PREFIX);
+    Ok(Rendering { args, env, env_prefix_removed, expected, events: None })
 }
 
 fn capabilities(extra_args: &[String]) -> Vec<Capability> {

@@ -8,7 +8,7 @@ use clap::Parser;
 use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
-use super::{Expected, KvCapacity, Rendering, SpecError, refuse_owned};
+use super::{Expected, KvCapacity, Rendering, SpecError, environment, refuse_owned};
 use crate::sim::options::{Dialect, Options, Settings};
 
 /// Flags the agent sets; in `extra_args` they are refused.
@@ -40,9 +40,15 @@ pub(super) fn render(spec: &EngineSpec, port: u16) -> Result<Rendering, SpecErro
     }
     let limits = &settings.limits;
     let tokens = limits.cache_blocks.saturating_mul(limits.block_tokens) as u64;
-    let expected =
-        Expected { kind, capabilities, slots: spec.slots, kv: KvCapacity::Pool { tokens } };
-    Ok(Rendering { args, env_prefix_removed: None, expected })
+    let expected = Expected {
+        kind,
+        capabilities,
+        slots: spec.slots,
+        kv: KvCapacity::Pool { tokens },
+        model_files: None,
+    };
+    let env = environment(spec, &[])?;
+    Ok(Rendering { args, env, env_prefix_removed: None, expected, events: None })
 }
 
 fn settings(args: &[String]) -> Result<Settings, SpecError> {

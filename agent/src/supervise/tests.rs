@@ -136,6 +136,7 @@ impl World {
             capabilities: vec![],
             slots: 1,
             kv: KvCapacity::Pool { tokens: 1 },
+            model_files: None,
         };
         let run = Run { epoch, pid: 1, port: 1, expected, log_path: "e.log".into() };
         self.tell(&id, Event::Spawned(run));
@@ -152,7 +153,7 @@ impl World {
             let engine = self.engines.get(&id).filter(|engine| engine.epoch == epoch);
             let outcome = match engine {
                 Some(Engine { up: true, busy, .. }) => ProbeOutcome::Up {
-                    facts: Some(Facts { slots: 1, context_length_tokens: 1 }),
+                    facts: Some(Facts { slots: 1, context_length_tokens: 1, kv_cache_tokens: 0 }),
                     in_flight: Some(InFlight { running: *busy, waiting: 0 }),
                 },
                 _ => ProbeOutcome::Down("silent".into()),

@@ -149,5 +149,6 @@ fn worker(model: u64, at: usize, port: u16) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        model_files: None,
     }
 }

@@ -146,6 +146,7 @@ fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        model_files: None,
     }
 }
 

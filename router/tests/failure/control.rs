@@ -59,5 +59,6 @@ fn worker(engine: &Speaker, state: WorkerState) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        model_files: None,
     }
 }
