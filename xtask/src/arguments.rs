@@ -16,6 +16,8 @@ pub enum Command {
     Status,
     /// Run the tests, all or one stage.
     Test {
+        /// The long stages too.
+        full: bool,
         /// Name of the only stage wanted.
         only: Option<String>,
     },
@@ -39,7 +41,7 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         "up" => (Command::Up(Options::default()), &["--recipe", "--replicas", "--port-offset"]),
         "down" => (Command::Down, &[]),
         "status" => (Command::Status, &[]),
-        "test" => (Command::Test { only: None }, &["--only"]),
+        "test" => (Command::Test { full: false, only: None }, &["--full", "--only"]),
         // What follows is the benchmark's own to judge.
         "bench" => return Ok(bench(rest)),
         _ => {
@@ -81,6 +83,15 @@ fn fill(
                 "`{name}` takes {known}; `{argument}` is none of them"
             )));
         }
+        if let Command::Test { full, .. } = &mut command
+            && key == "--full"
+        {
+            if inline.is_some() {
+                return Err(Failure::new("`--full` takes no value: write --full alone"));
+            }
+            *full = true;
+            continue;
+        }
         let value = match inline.or_else(|| rest.next().map(String::as_str)) {
             Some(value) if !value.is_empty() => value,
             _ => return Err(Failure::new(format!("`{key}` needs a value: {key} VALUE"))),
@@ -94,7 +105,7 @@ fn fill(
                 let offset = number(key, value, 0, u32::from(Options::PORT_OFFSET_MAX))?;
                 options.port_offset = u16::try_from(offset).unwrap_or(Options::PORT_OFFSET_MAX);
             }
-            Command::Test { only } => *only = Some(value.to_owned()),
+            Command::Test { only, .. } => *only = Some(value.to_owned()),
             Command::Help | Command::Down | Command::Status | Command::Bench { .. } => {}
         }
     }
@@ -130,7 +141,10 @@ mod tests {
             parsed("up --recipe a/b/c --replicas=2 --port-offset 1000"),
             Ok(Command::Up(wanted))
         );
-        assert_eq!(parsed("test --only fmt"), Ok(Command::Test { only: Some("fmt".to_owned()) }));
+        let test = |full, only: &str| Ok(Command::Test { full, only: Some(only.to_owned()) });
+        assert_eq!(parsed("test --only fmt"), test(false, "fmt"));
+        assert_eq!(parsed("test --full --only=fmt"), test(true, "fmt"));
+        assert_eq!(parsed("test --full"), Ok(Command::Test { full: true, only: None }));
     }
 
     #[test]
@@ -152,6 +166,8 @@ mod tests {
             ("up --replicas 0", "1 to 100"),
             ("up --port-offset 60000", "0 to"),
             ("up --recipe", "needs a value"),
+            ("up --full", "none of them"),
+            ("test --full=yes", "takes no value"),
             ("up --recipes x", "--port-offset"),
         ] {
             let said = parsed(line).unwrap_err();

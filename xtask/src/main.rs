@@ -19,6 +19,7 @@ mod progress;
 mod recipe;
 mod step;
 mod test;
+mod vllm;
 
 use std::process::ExitCode;
 
@@ -33,8 +34,9 @@ The project's own commands. Run them from anywhere inside the clone.
                      install what is missing, build, fetch engine and model, bring the node up
   cargo xtask down   stop everything `up` started, even after a crash
   cargo xtask status what is running
-  cargo xtask test [--only STAGE]
-                     all tests; the stages are listed when STAGE is unknown
+  cargo xtask test [--full] [--only STAGE]
+                     all tests; the stages are listed when STAGE is unknown; --full adds
+                     those that take too long for every change (a real vLLM: 6 GB, minutes)
   cargo xtask bench [-- --peers | --long | --memory | --soak]
                      the router against nginx before the same engine; or other gateways,
                      long prompts, memory (docs/BENCHMARKS.md)
@@ -76,7 +78,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Up(options) => node::up(&cache, &options),
         Command::Down => node::down(&cache),
         Command::Status => node::status(&cache),
-        Command::Test { only } => test::run(&cache, only.as_deref()),
+        Command::Test { full, only } => test::run(&cache, full, only.as_deref()),
         Command::Bench { flags } => bench::run(&cache, &flags),
     }
 }

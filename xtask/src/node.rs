@@ -18,7 +18,7 @@ use crate::cache::{self, Cache};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::recipe::{self, Recipe};
-use crate::{build, llama, model, packages, step};
+use crate::{build, llama, model, packages, step, vllm};
 
 pub use ports::Ports;
 pub use question::Question;
@@ -86,13 +86,14 @@ pub fn up(cache: &Cache, options: &Options) -> Result<(), Failure> {
     packages::ensure(cache, packages::NODE)?;
     build::binaries(cache)?;
     let engine = match recipe.engine.as_str() {
-        "llama_cpp" => llama::ensure(cache)?,
-        _ => PathBuf::from("llama-server"),
+        "llama_cpp" => Some(("llama_cpp", llama::ensure(cache)?)),
+        "vllm" => Some(("vllm", vllm::ensure(cache)?.program)),
+        _ => None,
     };
     if recipe.file == model::FILE {
         model::ensure(cache)?;
     }
-    let result = start(cache, options, &recipe, ports, &engine);
+    let result = start(cache, options, &recipe, ports, engine.as_ref());
     if result.is_err() {
         stop(cache)?;
     }
@@ -148,7 +149,7 @@ fn start(
     options: &Options,
     recipe: &Recipe,
     ports: Ports,
-    engine: &std::path::Path,
+    engine: Option<&(&str, PathBuf)>,
 ) -> Result<(), Failure> {
     for stale in ["control-state", "agent-state", "logs"] {
         cache::remove(&cache.run.join(stale))?;

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use crate::cache::Cache;
 use crate::failure::Failure;
-use crate::{build, llama, model, packages, step};
+use crate::{build, llama, model, packages, step, vllm};
 
 use tally::Tally;
 
@@ -23,21 +23,24 @@ use tally::Tally;
 struct Stage {
     name: &'static str,
     needs: &'static [&'static str],
+    /// Too long for every change: only with `--full`, or by name.
+    is_long: bool,
     run: fn(&Cache) -> Result<Tally, Failure>,
 }
 
 const STAGES: &[Stage] = &[
-    Stage { name: "packages", needs: &[], run: packages_present },
-    Stage { name: "fmt", needs: &[], run: fmt },
-    Stage { name: "deny", needs: &["packages"], run: deny::run },
-    Stage { name: "build", needs: &["packages"], run: binaries },
-    Stage { name: "clippy", needs: &["packages"], run: clippy },
-    Stage { name: "engine", needs: &["packages"], run: engine_and_model },
-    Stage { name: "cargo", needs: &["build", "engine"], run: cargo_test },
-    Stage { name: "sdk-python", needs: &["build", "engine"], run: sdk::python },
-    Stage { name: "sdk-node", needs: &["build", "engine"], run: sdk::node },
-    Stage { name: "page", needs: &["build"], run: page::run },
-    Stage { name: "smoke", needs: &["build", "engine"], run: smoke::run },
+    Stage { name: "packages", needs: &[], is_long: false, run: packages_present },
+    Stage { name: "fmt", needs: &[], is_long: false, run: fmt },
+    Stage { name: "deny", needs: &["packages"], is_long: false, run: deny::run },
+    Stage { name: "build", needs: &["packages"], is_long: false, run: binaries },
+    Stage { name: "clippy", needs: &["packages"], is_long: false, run: clippy },
+    Stage { name: "engine", needs: &["packages"], is_long: false, run: engine_and_model },
+    Stage { name: "cargo", needs: &["build", "engine"], is_long: false, run: cargo_test },
+    Stage { name: "sdk-python", needs: &["build", "engine"], is_long: false, run: sdk::python },
+    Stage { name: "sdk-node", needs: &["build", "engine"], is_long: false, run: sdk::node },
+    Stage { name: "page", needs: &["build"], is_long: false, run: page::run },
+    Stage { name: "smoke", needs: &["build", "engine"], is_long: false, run: smoke::run },
+    Stage { name: "vllm", needs: &["build"], is_long: true, run: vllm_test },
 ];
 
 /// How a stage ended.
@@ -48,8 +51,8 @@ struct Ended {
     note: String,
 }
 
-/// Runs all stages, or the one called `only` and those it stands on.
-pub fn run(cache: &Cache, only: Option<&str>) -> Result<(), Failure> {
+/// Runs all stages, the long ones only if `full`, or the one called `only` and those it stands on.
+pub fn run(cache: &Cache, full: bool, only: Option<&str>) -> Result<(), Failure> {
     if let Some(name) = only
         && !STAGES.iter().any(|stage| stage.name == name)
     {
@@ -57,7 +60,11 @@ pub fn run(cache: &Cache, only: Option<&str>) -> Result<(), Failure> {
         return Err(Failure::new(format!("no stage `{name}`; there are: {}", names.join(", "))));
     }
     let mut ended: Vec<Ended> = Vec::new();
-    for stage in STAGES.iter().filter(|stage| only.is_none_or(|name| is_wanted(stage, name))) {
+    let is_due = |stage: &&Stage| match only {
+        Some(name) => is_wanted(stage, name),
+        None => full || !stage.is_long,
+    };
+    for stage in STAGES.iter().filter(is_due) {
         println!("\n=== {} ===", stage.name);
         let one = run_stage(cache, stage, &ended);
         if !one.note.is_empty() {
@@ -147,6 +154,16 @@ fn cargo_test(cache: &Cache) -> Result<Tally, Failure> {
     count(&mut command, tally::cargo_line)
 }
 
+/// The tests that need a real vLLM; they are ignored where all tests run.
+fn vllm_test(cache: &Cache) -> Result<Tally, Failure> {
+    let vllm = vllm::ensure(cache)?;
+    let mut command = cache.cargo();
+    command.args(["test", "--release", "--locked", "--workspace", "--test", "vllm", "--"]);
+    command.args(["--ignored", "--nocapture", "--test-threads=1"]);
+    command.env("CGN_VLLM", &vllm.program).env("CGN_VLLM_MODEL", &vllm.model);
+    count(&mut command, tally::cargo_line)
+}
+
 /// Runs `command`, passes its output on line by line and sums what `read` finds in the lines.
 /// A command that fails without a failed test is a failure of its own.
 fn count(command: &mut Command, read: fn(&str) -> Option<Tally>) -> Result<Tally, Failure> {
@@ -187,6 +204,7 @@ mod tests {
         assert_eq!(wanted("fmt"), ["fmt"]);
         assert_eq!(wanted("page"), ["packages", "build", "page"]);
         assert_eq!(wanted("smoke"), ["packages", "build", "engine", "smoke"]);
+        assert_eq!(wanted("vllm"), ["packages", "build", "vllm"]);
     }
 
     #[test]

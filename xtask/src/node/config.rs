@@ -15,8 +15,9 @@ pub fn socket(cache: &Cache) -> PathBuf {
     cache.run.join("control.sock")
 }
 
-/// Writes `control.toml`, `agent.toml` and `router.toml` into the run folder.
-pub fn write(cache: &Cache, ports: Ports, engine: &Path) -> Result<(), Failure> {
+/// Writes `control.toml`, `agent.toml` and `router.toml` into the run folder. `engine` is the key in
+/// `[engines]` and the program of a real one.
+pub fn write(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> Result<(), Failure> {
     let files = [
         ("control.toml", control(cache, ports)),
         ("agent.toml", agent(cache, ports, engine)),
@@ -38,12 +39,13 @@ fn control(cache: &Cache, ports: Ports) -> String {
     )
 }
 
-fn agent(cache: &Cache, ports: Ports, engine: &Path) -> String {
+fn agent(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> String {
+    let engine = engine.map(|(key, program)| format!("{key} = {}\n", quoted(program)));
     format!(
         "[agent]\ncontrol = \"http://127.0.0.1:{}\"\nmetrics_listen = \"127.0.0.1:{}\"\n\
          state_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
          engine_port_min = {}\nengine_port_max = {}\n\n\
-         [engines]\nllama_cpp = {}\nsim = {}\n",
+         [engines]\n{}sim = {}\n",
         ports.control,
         ports.agent,
         quoted(&cache.run.join("agent-state")),
@@ -51,7 +53,7 @@ fn agent(cache: &Cache, ports: Ports, engine: &Path) -> String {
         quoted(&cache.root.join("models")),
         ports.engine_min,
         ports.engine_max,
-        quoted(engine),
+        engine.unwrap_or_default(),
         quoted(&cache.binary("cgn-sim-engine")),
     )
 }
@@ -88,7 +90,8 @@ mod tests {
         let text = router(&cache, ports);
         assert!(text.contains("listen_http = \"127.0.0.1:9080\""), "{text}");
         assert!(text.contains(r#"control_socket = "/run \"x\"/control.sock""#), "{text}");
-        let text = agent(&cache, ports, Path::new("/e/llama-server"));
+        let text = agent(&cache, ports, Some(&("llama_cpp", "/e/llama-server".into())));
+        assert!(text.contains("llama_cpp = \"/e/llama-server\"\n"), "{text}");
         assert!(text.contains("engine_port_min = 19100\n"), "{text}");
         assert!(text.contains("sim = \"/cache/target/release/cgn-sim-engine\""), "{text}");
     }
