@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::log::Tail;
 use crate::metrics::Metrics;
 use crate::node;
+use crate::orphans;
 use crate::port::Ports;
 use crate::probe::Prober;
 use crate::process::Process;
@@ -56,6 +57,10 @@ const ROUNDS_MAX: usize = 8;
 pub async fn run(config: Config, config_path: PathBuf) -> Result<(), StartError> {
     let listener = listen(config.agent.metrics_listen).await?;
     let state = StateDir::open(&config.agent.state_dir)?;
+    let left = orphans::sweep(state.path());
+    if left > 0 {
+        tracing::info!(processes = left, "killed what engines of an earlier agent left behind");
+    }
     make_log_dir(&config.agent.log_dir)?;
     let metrics = Metrics::new()?;
     let (mut stop, mut children) = signals().map_err(StartError::Signals)?;

@@ -16,6 +16,7 @@ pub mod gguf;
 pub mod log;
 pub mod metrics;
 pub mod node;
+pub mod orphans;
 pub mod port;
 pub mod preflight;
 pub mod probe;

@@ -51,6 +51,7 @@ impl StateDir {
     /// Any [`StateError`].
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |source| StateError::Io { path: path.to_owned(), source };
+        let absolute = std::path::absolute(path).map_err(failed)?;
         std::fs::create_dir_all(path).map_err(failed)?;
         let lock = OpenOptions::new()
             .create(true)
@@ -67,7 +68,12 @@ impl StateDir {
         })?;
         let text = std::fs::read_to_string(path.join("epoch")).unwrap_or_default();
         let epoch = text.trim().parse().unwrap_or(0);
-        Ok(StateDir { path: path.to_owned(), epoch, _lock: lock })
+        Ok(StateDir { path: absolute, epoch, _lock: lock })
+    }
+
+    /// The folder, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What control last said, if it ever did.

@@ -14,7 +14,7 @@ use crate::engine::Place;
 use crate::log::{LogFile, capture};
 use crate::process::{self, Invocation};
 use crate::supervise::{Action, Event, ReplicaId, Run};
-use crate::{engine, preflight};
+use crate::{engine, orphans, preflight};
 
 /// How long the last lines of an ended engine are waited for.
 const LOG_END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,10 +67,12 @@ impl Agent {
             Err(error) => return Event::SpawnFailed(error.to_string()),
         };
         let place = Place { port, socket_dir: &socket_dir };
-        let rendering = match engine::render(spec, cleared.model.as_ref(), &place) {
+        let mut rendering = match engine::render(spec, cleared.model.as_ref(), &place) {
             Ok(rendering) => rendering,
             Err(error) => return Event::Refused(error.to_string()),
         };
+        let mark = self.state.path().display().to_string();
+        rendering.env.push((orphans::MARK.to_owned(), mark));
         let invocation = Invocation {
             program: &cleared.program,
             args: &rendering.args,
@@ -144,7 +146,7 @@ impl Agent {
     /// Holds the engines' Unix sockets: `state_dir/run`, for the agent's own user alone. What is
     /// published there are the tokens of prompts.
     fn socket_dir(&self) -> io::Result<PathBuf> {
-        let folder = std::path::absolute(&self.config.agent.state_dir)?.join("run");
+        let folder = self.state.path().join("run");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(folder)
     }
