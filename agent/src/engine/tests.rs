@@ -120,7 +120,7 @@ fn vllm_caches_prefixes_and_publishes_what_it_caches() {
         rendering.args.join(" "),
         "serve /models/tiny --served-model-name smollm2-135m --host 127.0.0.1 --port 18100 \
          --max-num-seqs 4 --max-model-len 2048 --enable-prefix-caching \
-         --prefix-caching-hash-algo sha256_cbor --enable-prompt-tokens-details --kv-events-config \
+         --prefix-caching-hash-algo sha256_cbor --enable-prompt-tokens-details --disable-uvicorn-access-log --kv-events-config \
          {\"enable_kv_cache_events\":true,\"endpoint\":\"ipc:///var/lib/cognitora/agent/run/18100.kv\",\
          \"publisher\":\"zmq\",\"replay_endpoint\":\"ipc:///var/lib/cognitora/agent/run/18100.kvr\",\
          \"topic\":\"kv\"} --block-size 32"

@@ -58,6 +58,8 @@ pub(super) fn render(
         ["--enable-prefix-caching", "--prefix-caching-hash-algo", "sha256_cbor"].map(str::to_owned),
     );
     args.push("--enable-prompt-tokens-details".into());
+    // Probes come every second: without them the log says what the engine has to say.
+    args.push("--disable-uvicorn-access-log".into());
     args.extend(["--kv-events-config".into(), events.vllm_config()]);
     args.extend(spec.extra_args.iter().cloned());
     let expected = Expected {

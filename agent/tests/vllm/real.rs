@@ -62,8 +62,8 @@ impl Real {
         let begun = Instant::now();
         let is_back = || {
             let engine = self.engine();
-            assert_ne!(engine.state, "FAILED", "{engine:?}");
-            engine.epoch > epoch && engine.state == "READY"
+            assert_ne!(engine.state, "failed", "{engine:?}");
+            engine.epoch > epoch && engine.state == "ready"
         };
         while !is_back() {
             assert!(begun.elapsed() < START_PATIENCE, "the engine did not come back");
