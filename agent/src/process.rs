@@ -178,6 +178,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn variables_are_set_after_those_of_the_prefix_are_removed() {
+        let args = ["-c".to_owned(), "echo \"$CARGO_PKG_NAME,$CARGO_OURS\"".to_owned()];
+        let env = [("CARGO_OURS".to_owned(), "x=1".to_owned())];
+        let program = Path::new("/bin/sh");
+        let env_prefix_removed = Some("CARGO");
+        let (mut process, output) =
+            spawn(&Invocation { program, args: &args, env: &env, env_prefix_removed }).unwrap();
+        assert_eq!(text(output).await, ",x=1\n");
+        assert_eq!(ended(&mut process).await, "exited with status 0");
+    }
+
+    #[tokio::test]
     async fn stdout_and_stderr_come_in_order_and_the_status_in_words() {
         let (mut process, output) = sh("echo one; echo two >&2; echo three; exit 3");
         assert_eq!(text(output).await, "one\ntwo\nthree\n");

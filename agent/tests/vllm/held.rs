@@ -81,3 +81,22 @@ impl Held {
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap()
 }
+
+/// `fixtures/README.md` says how it was recorded.
+#[test]
+fn the_recorded_events_are_understood() {
+    let mut bytes = &include_bytes!("../fixtures/vllm-0.32-events.bin")[..];
+    let mut held = Held::default();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (payload, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+        events(payload).iter().for_each(|event| held.apply(event));
+        assert!(held.by_hash.len() <= CACHE_BLOCKS);
+        bytes = rest;
+    }
+    assert!(bytes.is_empty());
+    assert_eq!(held.removed, 132);
+    assert_eq!(held.stored - held.removed, held.by_hash.len(), "each stored once");
+    let (_, first) = held.by_hash.values().find(|(parent, _)| parent.is_none()).unwrap();
+    assert_eq!(held.prefix(first), BLOCK_TOKENS);
+    assert_eq!(held.cached(first), 0, "the last token is always computed");
+}
