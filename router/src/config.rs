@@ -15,6 +15,7 @@ use crate::queue::QueueConfig;
 use crate::retry::RetryConfig;
 use crate::tenant::{TenantConfig, Tenants};
 use crate::tls::files::Tls;
+use crate::tokenizer::shelf::ModelConfig;
 use crate::trace::TraceConfig;
 
 /// The whole file.
@@ -27,6 +28,9 @@ pub struct Config {
     /// `[[workers]]`: a static list. With `control_socket` set, control's list replaces it.
     #[serde(default)]
     pub workers: Vec<StaticWorker>,
+    /// `[[models]]`: where the files of models are.
+    #[serde(default)]
+    pub models: Vec<ModelConfig>,
     /// `[[tenants]]`
     #[serde(default)]
     pub tenants: Vec<TenantConfig>,
@@ -126,8 +130,8 @@ impl Router {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvMode {
-    /// Token ids where an engine of the model can tokenize, else the text; the text path rests
-    /// while a model has a single worker, since nothing is to be decided.
+    /// Token ids where the model's files are at hand or an engine of it can tokenize, else the text; the
+    /// text path rests while a model has a single worker, since nothing is to be decided.
     Auto,
     /// Always the raw text of the prompt.
     Text,
@@ -153,6 +157,10 @@ pub struct Kv {
     pub tokenize_timeout_ms: u64,
     /// Tokenized prompts each core remembers.
     pub token_cache_entries_max: usize,
+    /// Bytes of prefixes that were tokenized from models' files, over all cores; about 7 a token.
+    pub tokenizer_cache_bytes_max: usize,
+    /// Share of the prompts tokenized from models' files that an engine tokenizes as well, to compare.
+    pub tokenize_check_share: f64,
 }
 
 impl Default for Kv {
@@ -165,6 +173,8 @@ impl Default for Kv {
             worker_blocks_default: 16_384,
             tokenize_timeout_ms: 1_000,
             token_cache_entries_max: 1_024,
+            tokenizer_cache_bytes_max: 256 << 20,
+            tokenize_check_share: 0.001,
         }
     }
 }
@@ -368,6 +378,14 @@ impl Config {
         }
         if router.kv.block_tokens == 0 || router.kv.block_bytes == 0 {
             return refuse("router.kv", "block_tokens and block_bytes must be 1 or more".into());
+        }
+        if !(0.0..=1.0).contains(&router.kv.tokenize_check_share) {
+            return refuse("router.kv.tokenize_check_share", "must be 0.0 to 1.0".into());
+        }
+        for (i, model) in self.models.iter().enumerate() {
+            if self.models[..i].iter().any(|other| other.name == model.name) {
+                return refuse(&format!("models[{i}]"), format!("{} is listed twice", model.name));
+            }
         }
         let limits = &router.limits;
         if limits.attempts_max == 0

@@ -62,6 +62,7 @@ pub mod stream;
 pub mod tenant;
 pub mod tls;
 pub mod tokenize;
+pub mod tokenizer;
 pub mod trace;
 pub mod upstream;
 pub mod usage;

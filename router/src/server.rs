@@ -32,6 +32,8 @@ use crate::shard::Shard;
 use crate::shard::Shared;
 use crate::stats::Stats;
 use crate::tls::files::TlsFileError;
+use crate::tokenizer::files::FilesError;
+use crate::tokenizer::shelf::Shelf;
 use crate::trace::context::{Ids, Sampler};
 use crate::trace::outbox::Outbox;
 use crate::watch::TICK;
@@ -93,6 +95,9 @@ pub enum StartError {
     /// Keys or tenants cannot be used.
     #[error("{0}")]
     Identity(#[from] ReloadError),
+    /// A model's files cannot be used.
+    #[error("[[models]] files: {0}")]
+    Models(#[from] FilesError),
     /// The access log cannot be opened.
     #[error("[router.access_log] path: {0}")]
     AccessLog(std::io::Error),
@@ -130,6 +135,8 @@ impl Server {
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
         let router = Arc::new(config.router);
+        // Before the port is taken: whoever waits for it waits for a router that is ready.
+        let shelf = Arc::new(Shelf::open(&config.models, router.kv.tokenizer_cache_bytes_max)?);
         let cores = match router.cores {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             cores => cores,
@@ -173,6 +180,7 @@ impl Server {
             cluster: Arc::clone(&cluster),
             stats: Arc::clone(&stats),
             identity,
+            shelf,
         };
         let mut bell_ends = bell_ends.into_iter();
         for (at, (role, listeners)) in plan.enumerate() {

@@ -4,7 +4,7 @@
 //! cell lives across an await.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -20,6 +20,7 @@ use crate::identity::{Identity, IdentityCache};
 use crate::record::Recorder;
 use crate::stats::Stats;
 use crate::tokenize::TokenCache;
+use crate::tokenizer::shelf::Shelf;
 use crate::upstream::Pool;
 use crate::watch::Watchdog;
 
@@ -34,6 +35,8 @@ pub struct Shared {
     pub stats: Arc<Stats>,
     /// Who may come in.
     pub identity: Arc<Identity>,
+    /// The models' own tokenizers.
+    pub shelf: Arc<Shelf>,
 }
 
 /// Everything one core owns.
@@ -65,6 +68,12 @@ pub struct Shard {
     pub counters: Counters,
     /// The time of the last look at the clock, in ms on the cluster's clock.
     clock_ms: Cell<u64>,
+    /// This shard, for what goes on beside a request.
+    pub me: Weak<Shard>,
+    /// The models' own tokenizers, shared.
+    pub shelf: Arc<Shelf>,
+    /// Self-checks of tokenizers under way.
+    pub checks: Cell<usize>,
     /// Prompts tokenized lately.
     pub tokens: RefCell<TokenCache>,
     /// Nothing is accepted any more.
@@ -88,8 +97,11 @@ impl Shard {
         core: usize,
         seed: u64,
     ) -> Rc<Self> {
-        let Shared { config, cluster, stats, identity } = shared;
-        Rc::new(Shard {
+        let Shared { config, cluster, stats, identity, shelf } = shared;
+        Rc::new_cyclic(|me| Shard {
+            me: Weak::clone(me),
+            shelf,
+            checks: Cell::new(0),
             watchdog: Rc::new(Watchdog::new(&config.limits)),
             tokens: RefCell::new(TokenCache::new(config.kv.token_cache_entries_max)),
             pool: Pool::default(),

@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::openmetrics;
 use crate::openmetrics::exemplars::{Exemplars, Series};
+use crate::tokenizer::shelf::Shelf;
 
 /// Buckets for what a user waits for: 1 ms to 2 min, about ×2.
 const WAIT_SECONDS: [f64; 17] = [
@@ -50,6 +51,12 @@ pub struct Stats {
     pub retries_refused: IntCounter,
     /// Prompts by how they were cut into blocks.
     pub tokenize: IntCounterVec,
+    /// Tokens of prompts tokenized from models' files, by whether an earlier prompt had them.
+    pub tokenizer_tokens: IntCounterVec,
+    /// Prompts that models' files gave no tokens for.
+    pub tokenizer_fallbacks: IntCounterVec,
+    /// Prompts whose tokens were compared with an engine's.
+    pub tokenizer_checks: IntCounterVec,
     /// Prompt tokens, as engines counted them.
     pub prompt_tokens: IntCounter,
     /// Of these, served from an engine's cache, as engines counted them.
@@ -109,6 +116,8 @@ pub struct Stats {
     worker_ready: IntGaugeVec,
     worker_blocks: IntGaugeVec,
     index_blocks: IntGauge,
+    tokenizer_cache_bytes: IntGauge,
+    tokenizer_trusted: IntGaugeVec,
     snapshot_version: IntGauge,
     uptime: Gauge,
     started: Instant,
@@ -164,6 +173,21 @@ impl Stats {
                 "tokenize_total",
                 "Prompts by how they were cut into blocks.",
                 &["path"],
+            )?,
+            tokenizer_tokens: declare.counters(
+                "tokenizer_tokens_total",
+                "Tokens of prompts tokenized from models' files.",
+                &["source"],
+            )?,
+            tokenizer_fallbacks: declare.counters(
+                "tokenizer_fallbacks_total",
+                "Prompts that models' files gave no tokens for.",
+                &["reason"],
+            )?,
+            tokenizer_checks: declare.counters(
+                "tokenizer_checks_total",
+                "Prompts whose tokens were compared with an engine's.",
+                &["result"],
             )?,
             prompt_tokens: declare
                 .counter("prompt_tokens_total", "Prompt tokens as engines counted them.")?,
@@ -291,6 +315,13 @@ impl Stats {
                 &["worker"],
             )?,
             index_blocks: declare.gauge("index_blocks", "Blocks the prefix index remembers.")?,
+            tokenizer_cache_bytes: declare
+                .gauge("tokenizer_cache_bytes", "Bytes of tokenized prefixes kept.")?,
+            tokenizer_trusted: declare.gauges(
+                "tokenizer_trusted",
+                "1 while a model's own files are used, 0 once its engine disagreed.",
+                &["model"],
+            )?,
             snapshot_version: declare.gauge(
                 "snapshot_version",
                 "Version of control's snapshot in force; 0 for a static list.",
@@ -311,9 +342,15 @@ impl Stats {
         &self,
         cluster: &Cluster,
         identity: &Identity,
+        shelf: &Shelf,
         open_metrics: bool,
     ) -> (&'static str, Vec<u8>) {
         self.refresh(cluster, identity);
+        self.tokenizer_cache_bytes.set(shelf.cache.bytes().try_into().unwrap_or(i64::MAX));
+        for (model, tokenizer) in shelf.configured() {
+            let trusted = i64::from(!tokenizer.is_distrusted());
+            self.tokenizer_trusted.with_label_values(&[model]).set(trusted);
+        }
         let families = self.registry.gather();
         if open_metrics {
             let text = openmetrics::render(&families, &self.exemplars);
@@ -438,7 +475,7 @@ mod tests {
         stats.requests.with_label_values(&["chat", "200"]).inc();
         let cluster = Cluster::new(&crate::config::Router::default(), Arc::default());
         let identity = Identity::open(&crate::identity::IdentityConfig::default(), &[]).unwrap();
-        let (_, text) = stats.render(&cluster, &identity, false);
+        let (_, text) = stats.render(&cluster, &identity, &Shelf::open(&[], 0).unwrap(), false);
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("cgn_router_requests_total{endpoint=\"chat\",status=\"200\"} 1"));
         assert!(text.lines().filter(|l| !l.starts_with('#')).all(|l| l.starts_with("cgn_router_")));

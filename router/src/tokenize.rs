@@ -1,6 +1,9 @@
 //! Phase *tokenize*: the prompt → the chain of digests that names its prefix.
 //!
-//! * Exact path: an engine of the model renders its chat template and tokenizes
+//! * Exact path, here: where the model's files are at hand, its own template and tokenizer say the token ids
+//!   ([`crate::tokenizer`]); a prefix seen before is not tokenized again. Some prompts are compared with
+//!   what an engine makes of them; a tokenizer that errs is not used any more.
+//! * Exact path, learned: an engine of the model renders its chat template and tokenizes
 //!   (llama.cpp `/apply-template` and `/tokenize`; vLLM and SGLang `/tokenize`). A body seen before is
 //!   not sent again.
 //! * Text path: the raw JSON of tools and messages. A conversation that grows by appending keeps its
@@ -8,23 +11,21 @@
 //!
 //! The engine gets the client's bytes either way. A failure here costs accuracy, never the request.
 
+mod check;
+mod engine;
+mod here;
+
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use dataplane::digest::{Digest, Unit, of_text, of_tokens, seed};
-use dataplane::wire::EngineKind;
-use serde::Deserialize;
-use sonic_rs::JsonValueTrait;
 
-use crate::cluster::{ModelView, WorkerView};
+use crate::cluster::ModelView;
 use crate::config::KvMode;
-use crate::openai::Endpoint;
-use crate::parse::{Call, Prompt, is_too_deep};
+use crate::parse::{Call, Prompt};
 use crate::shard::Shard;
+use crate::tokenizer::Naming;
 
 /// How a prompt was cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +104,18 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         return exact(shard, call, &tokens, text_bytes);
     }
     let is_exact = mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_));
+    if is_exact && let Some(exact) = here::exact(shard, model, call, body).await {
+        count(if exact.cached_tokens > 0 { "exact_cached" } else { "exact" });
+        return exact_from(shard, exact.digests(), exact.prompt_tokens, text_bytes);
+    }
     let now_ms = shard.now_ms();
-    if is_exact && let Some(worker) = tokenizing_worker(model, call.endpoint, now_ms) {
+    if is_exact && let Some(worker) = engine::that_tokenizes(model, call.endpoint, now_ms) {
         let key = short_hash(call, body);
         if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
             count("cached");
             return exact_from(shard, digests, prompt_tokens, text_bytes);
         }
-        if let Some(tokens) = ask(shard, &worker, call, body).await {
+        if let Some(tokens) = engine::ask(shard, &worker, call, body).await {
             count("engine");
             let prefix = exact(shard, call, &tokens, text_bytes);
             let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
@@ -126,10 +131,16 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
 }
 
 fn exact(shard: &Shard, call: &Call, tokens: &[u32], text_bytes: u64) -> Prefix {
+    let Naming { seed, block_tokens } = naming(shard, call);
+    let digests = of_tokens(&seed, tokens, block_tokens);
+    exact_from(shard, digests.into(), tokens.len() as u64, text_bytes)
+}
+
+/// What digests over token ids of `call` are made of.
+fn naming(shard: &Shard, call: &Call) -> Naming {
     let salt = call.cache_salt.as_deref().unwrap_or_default();
     let seed = seed(Unit::Tokens, &call.model, "", salt);
-    let digests = of_tokens(&seed, tokens, shard.config.kv.block_tokens);
-    exact_from(shard, digests.into(), tokens.len() as u64, text_bytes)
+    Naming { seed, block_tokens: shard.config.kv.block_tokens }
 }
 
 fn exact_from(shard: &Shard, digests: Rc<[Digest]>, prompt_tokens: u64, text_bytes: u64) -> Prefix {
@@ -179,71 +190,6 @@ fn short_hash(call: &Call, body: &[u8]) -> u128 {
     Digest(*hasher.finalize().as_bytes()).short()
 }
 
-/// The least busy worker whose engine can tokenize.
-fn tokenizing_worker(
-    model: &ModelView,
-    endpoint: Endpoint,
-    now_ms: u64,
-) -> Option<Arc<WorkerView>> {
-    model
-        .workers
-        .iter()
-        .filter(|worker| worker.can_tokenize() && worker.exclusion(endpoint, now_ms).is_none())
-        .min_by_key(|worker| worker.life.inflight.load(Relaxed))
-        .map(Arc::clone)
-}
-
-#[derive(Deserialize)]
-struct Tokens {
-    tokens: Vec<u32>,
-}
-
-/// Asks an engine for the exact token ids of the prompt.
-async fn ask(shard: &Shard, worker: &WorkerView, call: &Call, body: &[u8]) -> Option<Vec<u32>> {
-    let raw = |range: &Range<usize>| String::from_utf8_lossy(&body[range.clone()]).into_owned();
-    let question = match (worker.worker.kind, &call.prompt) {
-        (EngineKind::LlamaCpp, Prompt::Chat { .. }) => {
-            let answer = post(shard, worker, "/apply-template", body).await?;
-            let rendered = sonic_rs::get(answer.as_slice(), ["prompt"]).ok()?;
-            rendered.is_str().then(|| llama_question(rendered.as_raw_str()))?
-        }
-        (EngineKind::LlamaCpp, Prompt::Text(text)) => llama_question(&raw(text)),
-        (_, Prompt::Chat { messages, tools }) => {
-            let model = serde_json::Value::from(call.model.as_str());
-            let tools =
-                tools.as_ref().map_or(String::new(), |range| format!(",\"tools\":{}", raw(range)));
-            format!("{{\"model\":{model},\"messages\":{}{tools}}}", raw(messages))
-        }
-        (_, Prompt::Text(text)) => {
-            let model = serde_json::Value::from(call.model.as_str());
-            format!("{{\"model\":{model},\"prompt\":{}}}", raw(text))
-        }
-        (_, Prompt::Tokens(_) | Prompt::Opaque(_) | Prompt::Many) => return None,
-    };
-    let answer = post(shard, worker, "/tokenize", question.as_bytes()).await?;
-    sonic_rs::from_slice::<Tokens>(&answer).ok().map(|answer| answer.tokens)
-}
-
-/// As llama-server itself tokenizes a rendered prompt.
-fn llama_question(content: &str) -> String {
-    format!("{{\"content\":{content},\"add_special\":true,\"parse_special\":true}}")
-}
-
-async fn post(shard: &Shard, worker: &WorkerView, path: &str, body: &[u8]) -> Option<Vec<u8>> {
-    let limit = Duration::from_millis(shard.config.kv.tokenize_timeout_ms);
-    let limits = &shard.config.limits;
-    match shard.pool.exchange(&worker.target, "POST", path, body, limit, limits).await {
-        Ok((200, answer)) if !is_too_deep(&answer) => Some(answer),
-        // The engine has no such endpoint; a bad request (400) says nothing of the next one.
-        Ok((403 | 404 | 405 | 501, _)) => {
-            worker.life.cannot_tokenize.store(true, Relaxed);
-            tracing::warn!(worker = worker.worker.id, path, "cannot tokenize; routing by text");
-            None
-        }
-        Ok(_) | Err(_) => None,
-    }
-}
-
 /// Prompts tokenized lately, oldest first out.
 #[derive(Debug)]
 pub struct TokenCache {
@@ -278,6 +224,7 @@ impl TokenCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openai::Endpoint;
 
     #[test]
     fn the_cache_keeps_the_youngest_within_its_limit() {

@@ -23,7 +23,7 @@ impl fmt::Display for Rfc3339 {
 
 /// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, *chrono-Compatible
 /// Low-Level Date Algorithms*): years begin in March, so that the leap day comes last.
-fn civil(days: u64) -> (u64, u64, u64) {
+pub fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;

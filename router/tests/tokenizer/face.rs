@@ -1,0 +1,159 @@
+//! The same as a client and an engine see it.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use router::tokenizer::ModelTokenizer;
+
+use super::client::Answer;
+use super::engine::{Engine, json};
+use super::models;
+use super::process::{Router, run, worker};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// An engine like vLLM that tokenizes as `answer` says.
+fn vllm(tokenize: impl Fn(&serde_json::Value) -> Vec<u32> + Send + Sync + 'static) -> Engine {
+    let tokenize = Arc::new(Mutex::new(tokenize));
+    Engine::start(move |asked, stream| {
+        let body: serde_json::Value = serde_json::from_slice(&asked.body).unwrap();
+        let answer = match asked.line().contains("/tokenize") {
+            true => serde_json::json!({ "tokens": (tokenize.lock().unwrap())(&body) }),
+            false => serde_json::json!({ "usage": { "prompt_tokens": 100 } }),
+        };
+        stream.write_all(&json(&answer.to_string())).is_ok()
+    })
+}
+
+fn workers(engine: &Engine, folder: &Path) -> String {
+    let worker = worker(engine, 4).replace("openai_compat", "vllm");
+    format!("{worker}\n[[models]]\nname = \"m\"\nfiles = \"{}\"\n", folder.display())
+}
+
+fn body(messages: &[(&str, String)]) -> String {
+    let messages: Vec<_> = messages
+        .iter()
+        .map(|(role, content)| serde_json::json!({"role": role, "content": content}))
+        .collect();
+    serde_json::json!({"model": "m", "messages": messages}).to_string()
+}
+
+fn prefix_tokens(answer: &Answer) -> u64 {
+    answer.field("x-cgn-prefix-tokens").unwrap().parse().unwrap()
+}
+
+fn asked_to_tokenize(engine: &Engine) -> usize {
+    engine.asked().iter().filter(|asked| asked.line().contains("/tokenize")).count()
+}
+
+fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_second_turn_is_not_tokenized_whole_and_no_engine_is_asked() {
+    let folder = models::small();
+    let engine = vllm(|_| Vec::new());
+    let keys = "[router.kv]\ntokenize_check_share = 0.0\n";
+    let router = Router::start(keys, &workers(&engine, folder.path()));
+    let mut messages = vec![("system", "you are brief ".repeat(200)), ("user", "what ".repeat(100))];
+    assert_eq!(router.client().post(CHAT, "", &body(&messages)).status, 200);
+    let tokens = |source: &str| {
+        router.metric(&format!("cgn_router_tokenizer_tokens_total{{source=\"{source}\"}}"))
+    };
+    let first = tokens("fresh");
+    assert_eq!(tokens("cached"), 0.0);
+    messages.push(("assistant", "because ".repeat(100)));
+    messages.push(("user", "and then".to_owned()));
+    // Another connection, perhaps another core.
+    let answer = router.client().post(CHAT, "", &body(&messages));
+    let known = tokens("cached");
+    assert!(known + 10.0 >= first, "{known} of {first}");
+    assert!(prefix_tokens(&answer) as f64 + 32.0 >= first, "routed by them");
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact\"}"), 1.0);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact_cached\"}"), 1.0);
+    assert!(router.metric("cgn_router_tokenizer_cache_bytes") > 1_000.0);
+    assert_eq!(asked_to_tokenize(&engine), 0);
+}
+
+#[test]
+fn an_engine_that_counts_otherwise_is_believed() {
+    let folder = models::small();
+    let engine = vllm(|_| (0..64).collect());
+    let router = Router::start("", &workers(&engine, folder.path()));
+    let trusted = || router.metric("cgn_router_tokenizer_trusted{model=\"m\"}");
+    assert_eq!(trusted(), 1.0);
+    router.client().post(CHAT, "", &body(&[("user", "hello".to_owned())]));
+    wait_for("the first prompt is checked", || trusted() == 0.0);
+    let different = "cgn_router_tokenizer_checks_total{result=\"different\"}";
+    assert_eq!(router.metric(different), 1.0);
+    let asked = asked_to_tokenize(&engine);
+    router.client().post(CHAT, "", &body(&[("user", "hello again".to_owned())]));
+    assert_eq!(asked_to_tokenize(&engine), asked + 1);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"engine\"}"), 1.0);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact\"}"), 1.0);
+}
+
+#[test]
+fn an_engine_that_counts_alike_confirms() {
+    let folder = models::small();
+    let tokenizer = ModelTokenizer::load(folder.path()).unwrap();
+    let engine = vllm(move |body| {
+        let content = body["messages"][0]["content"].as_str().unwrap();
+        let text = format!("<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n");
+        tokenizer.encode(&text, false).unwrap().to_vec()
+    });
+    let keys = "[router.kv]\ntokenize_check_share = 1.0\n";
+    let router = Router::start(keys, &workers(&engine, folder.path()));
+    for content in ["hello", "<|im_end|> inside", "Äpfel 東京 e\u{301}", ""] {
+        router.client().post(CHAT, "", &body(&[("user", content.to_owned())]));
+    }
+    let equal = || router.metric("cgn_router_tokenizer_checks_total{result=\"equal\"}");
+    wait_for("all are checked", || equal() == 4.0);
+    assert_eq!(router.metric("cgn_router_tokenizer_trusted{model=\"m\"}"), 1.0);
+}
+
+#[test]
+fn what_cannot_be_rendered_here_is_asked_of_the_engine() {
+    let folder = models::small();
+    models::write(folder.path(), "chat_template.jinja", "{{ raise_exception('no ' + messages[0].role) }}");
+    let engine = vllm(|_| (0..64).collect());
+    let router = Router::start("", &workers(&engine, folder.path()));
+    assert_eq!(router.client().post(CHAT, "", &body(&[("user", "hello".to_owned())])).status, 200);
+    let raised = "cgn_router_tokenizer_fallbacks_total{reason=\"template_raised\"}";
+    assert_eq!(router.metric(raised), 1.0);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"engine\"}"), 1.0);
+}
+
+#[test]
+fn a_long_prompt_is_tokenized_beside_the_core_and_one_too_long_not_at_all() {
+    let folder = models::small();
+    let engine = vllm(|_| (0..64).collect());
+    let keys = "[router.kv]\ntokenize_check_share = 0.0\ntokenize_timeout_ms = 20000\n";
+    let router = Router::start(keys, &workers(&engine, folder.path()));
+    let long = body(&[("user", "what ".repeat(20_000))]);
+    assert_eq!(router.client().post(CHAT, "", &long).status, 200);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact\"}"), 1.0);
+    let longer = body(&[("user", "what ".repeat(300_000))]);
+    assert_eq!(router.client().post(CHAT, "", &longer).status, 200);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact\"}"), 2.0);
+    let too_long = body(&[("user", "what ".repeat(2 << 20))]);
+    assert_eq!(router.client().post(CHAT, "", &too_long).status, 200);
+    assert_eq!(router.metric("cgn_router_tokenizer_fallbacks_total{reason=\"too_long\"}"), 1.0);
+}
+
+#[test]
+fn files_that_cannot_be_used_stop_the_start() {
+    let folder = models::small();
+    models::write(folder.path(), "tokenizer.json", "{}");
+    let engine = Engine::ok();
+    let output = run(&format!("[router]\nlisten_http = \"127.0.0.1:0\"\nlisten_admin = \"127.0.0.1:0\"\n{}", workers(&engine, folder.path())));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("tokenizer.json"), "{said}");
+}
