@@ -15,13 +15,19 @@ use router::parse::{Call, json_call};
 use router::tokenizer::segments::SegmentCache;
 use router::tokenizer::{ModelTokenizer, Naming};
 
+/// As the router's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Of the whole conversation, and of its last turn.
 const TOKENS: usize = 60_000;
 const TURN_TOKENS: usize = 1_000;
 const REQUESTS: usize = 40;
 
 fn main() {
-    println!("| model | tokens | new | whole, ms | next turn, ms | of which rendering, ms | looking up, ms | next turn / whole |");
+    println!(
+        "| model | tokens | new | whole, ms | next turn, ms | of which rendering, ms | looking up, ms | next turn / whole |"
+    );
     println!("|---|--:|--:|--:|--:|--:|--:|--:|");
     for name in ["llama3_1", "qwen3", "deepseek_v3"] {
         match folder(name) {
@@ -65,7 +71,8 @@ fn case(name: &str, folder: &Path) {
     let (mut tokens, mut new) = (0, 0);
     for request in 0..REQUESTS {
         // Unlike any before from its first word on.
-        let last = format!("{request} {}", part(&prose, 1_000 + request, turn_bytes));
+        let last = format!("{request} {}", part(&prose, 1_000 + request, 2 * turn_bytes));
+        let last = of_tokens(&tokenizer, &last, TURN_TOKENS);
         let body = ask(&last);
         let Ok(call) = json_call(Endpoint::Chat, body.as_bytes()) else { return };
         let text = rendered(&tokenizer, &call, &body);
@@ -85,7 +92,8 @@ fn case(name: &str, folder: &Path) {
         (tokens, new) = (all, exact.prompt_tokens - exact.cached_tokens);
     }
     // The first one knew nothing.
-    let [whole, next, rendering, looking] = [whole, next, rendering, looking].map(|t| median_ms(&t[1..]));
+    let [whole, next, rendering, looking] =
+        [whole, next, rendering, looking].map(|t| median_ms(&t[1..]));
     println!(
         "| {name} | {tokens} | {new} | {whole:.2} | {next:.3} | {rendering:.3} | {looking:.3} | {:.2} % |",
         next / whole * 100.0
@@ -116,6 +124,19 @@ fn prose() -> String {
         .collect();
     files.sort();
     files.iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect()
+}
+
+/// The beginning of `text` that has about so many tokens.
+fn of_tokens(tokenizer: &ModelTokenizer, text: &str, tokens: usize) -> String {
+    let count = |text: &str| tokenizer.encode(text, false).map_or(0, |tokens| tokens.len());
+    let mut end = text.len();
+    while count(&text[..end]) > tokens {
+        end = (end * tokens / count(&text[..end])).min(end - 1);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+    }
+    text[..end].to_owned()
 }
 
 /// About `bytes` of `prose` from a place that `number` says.

@@ -1,6 +1,8 @@
 //! What each fuzz target does with its bytes, and what must hold whatever they are. Used by the
 //! targets (`cargo +nightly fuzz run TARGET`) and by `tests/corpus.rs`, which replays the corpus.
 
+use dataplane::wire::EngineKind;
+use minijinja::Value;
 use router::http::body::{BodyScanner, Framing};
 use router::http::head::{parse_request, parse_response};
 use router::identity::certificate;
@@ -12,6 +14,8 @@ use router::parse::{self, Prompt};
 use router::resume::events::{EVENT_BYTES_MAX, Events};
 use router::resume::object::Object;
 use router::resume::{Rewriter, Tape, Transcript};
+use router::tokenizer::conversation::Fields;
+use router::tokenizer::template::Template;
 use router::trace::context::{TraceContext, tracestate};
 use router::usage::Tail;
 
@@ -156,4 +160,22 @@ pub fn credential(bytes: &[u8]) {
     if let Ok(holder) = certificate::holder(bytes) {
         assert!(holder.names.iter().all(|name| !name.contains(char::is_control)));
     }
+}
+
+/// A chat's body as an engine prepares it: it is read or refused, whatever it is.
+pub fn conversation(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if parse::is_too_deep(bytes) {
+        return;
+    }
+    let Ok(fields) = Fields::read(text) else { return };
+    for kind in [EngineKind::Vllm, EngineKind::Sglang] {
+        for wants_parts in [false, true] {
+            let Ok(conversation) = fields.chat(kind, wants_parts) else { continue };
+            let variables = Value::from_pairs(conversation.variables);
+            let template = Template::new("{{ messages | tojson }}{{ tools }}").expect("a template");
+            let _ = template.render(variables, 0, 1 << 20);
+        }
+    }
+    let _ = fields.completion();
 }

@@ -119,7 +119,8 @@ fn of_router(
         "/metrics" => {
             let accept = request.head.accept.clone().map(|range| &request.head_bytes()[range]);
             let wants_open = accept.is_some_and(openmetrics::wants_openmetrics);
-            let (format, text) = shard.stats.render(&shard.cluster, &shard.identity, &shard.shelf, wants_open);
+            let (format, text) =
+                shard.stats.render(&shard.cluster, &shard.identity, &shard.shelf, wants_open);
             Local::ok(format, text)
         }
         "/v1/models" => Local::ok(JSON, model_list(shard, caller)),

@@ -166,11 +166,11 @@ impl ModelTokenizer {
 
     fn of(files: Files) -> Self {
         let cuts = Cuts::of(&files.added, &files.file);
-        let ends = match files.bos {
-            Some(bos) => Some(Ends { first: vec![bos], last: Vec::new() }),
-            None => ends(&files.tokenizer),
-        };
-        let special = files.special.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
+        let ends = ends(&files.tokenizer);
+        // Nothing is known of what is added where, so a text must stay whole.
+        let cuts = if ends.is_some() { cuts } else { Cuts::none() };
+        let special =
+            files.special.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
         ModelTokenizer {
             cuts,
             ends,
@@ -263,7 +263,8 @@ impl ModelTokenizer {
         let variables = self.special.iter().cloned().chain(conversation.variables);
         let mut text = template.render(Value::from_pairs(variables), now_s, PROMPT_BYTES_MAX)?;
         if let Some(last) = conversation.continued {
-            let length = continued_length(&text, &last).ok_or(Refusal::Field("continue_final_message"))?;
+            let length =
+                continued_length(&text, &last).ok_or(Refusal::Field("continue_final_message"))?;
             text.truncate(length);
         }
         Ok(text)
@@ -345,7 +346,6 @@ impl ModelTokenizer {
             return self.encode(piece, false);
         }
         let Some(ends) = &self.ends else {
-            // Nothing is known of what is added where, and the text was not cut.
             return self.encode(piece, true);
         };
         let mut tokens = Vec::new();
@@ -404,6 +404,7 @@ fn continued_length(text: &str, last: &str) -> Option<usize> {
     let trimmed = last.trim();
     let at = text.rfind(trimmed)?;
     let from_left = last.trim_start();
-    let is_whole = text.get(at..).is_some_and(|rest| rest.starts_with(from_left)) && from_left == last;
+    let is_whole =
+        text.get(at..).is_some_and(|rest| rest.starts_with(from_left)) && from_left == last;
     Some(at + if is_whole { from_left.len() } else { trimmed.len() })
 }

@@ -47,3 +47,8 @@ fn event_streams() {
 fn credentials() {
     replay("credential", targets::credential);
 }
+
+#[test]
+fn conversations() {
+    replay("conversation", targets::conversation);
+}

@@ -8,6 +8,7 @@ mod page;
 mod sdk;
 mod smoke;
 mod tally;
+mod tokenizers;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -35,6 +36,8 @@ const STAGES: &[Stage] = &[
     Stage { name: "build", needs: &["packages"], is_long: false, run: binaries },
     Stage { name: "clippy", needs: &["packages"], is_long: false, run: clippy },
     Stage { name: "engine", needs: &["packages"], is_long: false, run: engine_and_model },
+    // Without them cargo's tests say what they skip.
+    Stage { name: "tokenizers", needs: &["packages"], is_long: false, run: tokenizers::run },
     Stage { name: "cargo", needs: &["build", "engine"], is_long: false, run: cargo_test },
     Stage { name: "sdk-python", needs: &["build", "engine"], is_long: false, run: sdk::python },
     Stage { name: "sdk-node", needs: &["build", "engine"], is_long: false, run: sdk::node },

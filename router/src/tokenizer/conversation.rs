@@ -119,20 +119,19 @@ impl<'a> Fields<'a> {
         if messages.len() > MESSAGES_MAX {
             return Err(Refusal::TooLong);
         }
-        let mut last_text = None;
-        let mut prepared = Vec::with_capacity(messages.len());
-        for message in messages {
-            let (message, text) = message.prepare(wants_parts)?;
-            last_text = Some(text);
-            prepared.push(message);
-        }
         let continues = self.continue_final_message.unwrap_or(false);
         let begins = self.add_generation_prompt.unwrap_or(true);
         if continues && begins {
             return Err(Refusal::Field("continue_final_message"));
         }
+        let continued = match messages.last() {
+            Some(last) if continues => Some(last.last_text(wants_parts)?),
+            _ => None,
+        };
+        let messages = messages.into_iter().map(|message| message.prepare(wants_parts));
+        let messages = messages.collect::<Result<Vec<Value>, Refusal>>()?;
         let mut variables = vec![
-            ("messages".to_owned(), Value::from(prepared)),
+            ("messages".to_owned(), Value::from(messages)),
             ("tools".to_owned(), self.tools(kind)?),
             ("documents".to_owned(), value(self.documents.as_ref(), "documents")?),
             ("add_generation_prompt".to_owned(), Value::from(begins)),
@@ -142,9 +141,7 @@ impl<'a> Fields<'a> {
             variables.push(("reasoning_effort".to_owned(), effort));
         }
         self.add_kwargs(&mut variables)?;
-        let has_tools = self.tools.is_some();
-        let continued = last_text.filter(|_| continues);
-        Ok(Conversation { variables, has_tools, continued })
+        Ok(Conversation { variables, continued })
     }
 
     /// `chat_template_kwargs` go over what the request says otherwise.
@@ -173,7 +170,8 @@ impl<'a> Fields<'a> {
             return Ok(tools);
         }
         let tools = tools.try_iter().map_err(|_| Refusal::Field("tools"))?;
-        let prepared: Result<Vec<Value>, Refusal> = tools.map(|tool| prepare_tool(kind, &tool)).collect();
+        let prepared: Result<Vec<Value>, Refusal> =
+            tools.map(|tool| prepare_tool(kind, &tool)).collect();
         // An empty list is as good as none to templates, and engines hand none over.
         Ok(Some(prepared?).filter(|tools| !tools.is_empty()).map_or(Value::from(()), Value::from))
     }
@@ -184,8 +182,6 @@ impl<'a> Fields<'a> {
 pub struct Conversation {
     /// Its variables; later ones go over earlier ones of the same name.
     pub variables: Vec<(String, Value)>,
-    /// Tools came along.
-    pub has_tools: bool,
     /// The text of the last message, where the answer goes on in it.
     pub continued: Option<String>,
 }
@@ -211,20 +207,23 @@ struct Message {
 }
 
 impl Message {
-    /// The message for the template, and its text.
-    fn prepare(self, wants_parts: bool) -> Result<(Value, String), Refusal> {
+    /// The text in which an answer goes on: of the last part where content is a list.
+    fn last_text(&self, wants_parts: bool) -> Result<String, Refusal> {
         let texts = texts(&self.content)?;
+        Ok(match wants_parts {
+            true => texts.last().cloned().unwrap_or_default(),
+            false => texts.join("\n"),
+        })
+    }
+
+    /// The message for the template.
+    fn prepare(self, wants_parts: bool) -> Result<Value, Refusal> {
         // A tool's answer is a string to templates that want lists elsewhere, too.
-        let is_list = wants_parts && self.role != "tool";
-        let (content, text) = match &self.content {
-            content if !is_list && content.as_str().is_some() => (content.clone(), String::new()),
-            _ if is_list => (parts(&texts), texts.last().cloned().unwrap_or_default()),
-            _ => {
-                let joined = texts.join("\n");
-                (Value::from(joined.clone()), joined)
-            }
+        let content = match wants_parts && self.role != "tool" {
+            true => parts(&texts(&self.content)?),
+            false if self.content.as_str().is_some() => self.content,
+            false => Value::from(texts(&self.content)?.join("\n")),
         };
-        let text = content.as_str().map_or(text, str::to_owned);
         let mut fields = vec![("role", Value::from(self.role.as_str())), ("content", content)];
         if self.role == "assistant" {
             let calls = prepare_calls(&self.tool_calls)?;
@@ -246,7 +245,7 @@ impl Message {
         if self.name.as_str().is_some() {
             fields.push(("name", self.name));
         }
-        Ok((Value::from_pairs(fields), text))
+        Ok(Value::from_pairs(fields))
     }
 }
 
@@ -361,7 +360,8 @@ fn prepare_tool(kind: EngineKind, tool: &Value) -> Result<Value, Refusal> {
     if kind == EngineKind::Sglang {
         return Ok(Value::from_pairs(fields));
     }
-    fields.extend(given.into_iter().filter(|(name, _)| known.iter().all(|(known, _)| known != name)));
+    fields
+        .extend(given.into_iter().filter(|(name, _)| known.iter().all(|(known, _)| known != name)));
     let mut whole = vec![
         ("type".to_owned(), Value::from("function")),
         ("function".to_owned(), Value::from_pairs(fields)),
@@ -435,7 +435,10 @@ mod tests {
         for (more, expected) in [
             (r#""chat_template":"x""#, Refusal::Special("chat_template")),
             (r#""truncate_prompt_tokens":5"#, Refusal::Special("truncate_prompt_tokens")),
-            (r#""chat_template_kwargs":{"chat_template":"x"}"#, Refusal::Special("chat_template_kwargs")),
+            (
+                r#""chat_template_kwargs":{"chat_template":"x"}"#,
+                Refusal::Special("chat_template_kwargs"),
+            ),
             (r#""chat_template_kwargs":[]"#, Refusal::Field("chat_template_kwargs")),
             (r#""continue_final_message":true"#, Refusal::Field("continue_final_message")),
             (r#""add_generation_prompt":3"#, Refusal::Field("add_generation_prompt")),
@@ -453,7 +456,10 @@ mod tests {
             let body = format!(r#"{{"messages":[{{"role":"user","content":{content}}}]}}"#);
             assert_eq!(refusal(&body), expected, "{content}");
         }
-        assert_eq!(refusal(r#"{"messages":[{"role":3,"content":"x"}]}"#), Refusal::Field("messages"));
+        assert_eq!(
+            refusal(r#"{"messages":[{"role":3,"content":"x"}]}"#),
+            Refusal::Field("messages")
+        );
         let many = vec![r#"{"role":"user","content":"x"}"#; MESSAGES_MAX + 1].join(",");
         assert_eq!(refusal(&format!(r#"{{"messages":[{many}]}}"#)), Refusal::TooLong);
     }

@@ -222,11 +222,11 @@ mod tests {
     fn tokens_that_others_can_take_part_of_are_no_cuts() {
         for (others, is_cut) in [
             (vec!["<b>"], true),
-            (vec!["<a>>"], false),  // longer, begins with it
-            (vec!["x<a>"], false),  // longer, ends with it
-            (vec!["x<"], false),    // overlaps from the left
-            (vec![">x"], false),    // overlaps to the right
-            (vec!["a"], false),     // inside
+            (vec!["<a>>"], false), // longer, begins with it
+            (vec!["x<a>"], false), // longer, ends with it
+            (vec!["x<"], false),   // overlaps from the left
+            (vec![">x"], false),   // overlaps to the right
+            (vec!["a"], false),    // inside
         ] {
             let mut all = vec![added("<a>")];
             all.extend(others.iter().map(|text| added(text)));
@@ -243,7 +243,10 @@ mod tests {
         assert!(tokens(&[Added { lstrip: true, ..one() }], &json!({})).is_empty());
         assert!(tokens(&[Added { single_word: true, ..one() }], &json!({})).is_empty());
         let normalized = [Added { normalized: true, ..one() }];
-        assert_eq!(tokens(&normalized, &json!({"normalizer": {"type": "Sequence", "normalizers": []}})), ["<a>"]);
+        assert_eq!(
+            tokens(&normalized, &json!({"normalizer": {"type": "Sequence", "normalizers": []}})),
+            ["<a>"]
+        );
         assert!(tokens(&normalized, &json!({"normalizer": {"type": "NFC"}})).is_empty());
         assert_eq!(tokens(&[one()], &json!({"normalizer": {"type": "NFC"}})), ["<a>"]);
         for pre_tokenizer in [

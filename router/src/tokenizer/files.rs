@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::cuts::Added;
@@ -61,8 +62,6 @@ pub struct Files {
     pub template_tools: Option<Template>,
     /// `bos_token` and the like, for the template.
     pub special: Vec<(String, Value)>,
-    /// The first token that `LlamaTokenizerFast` adds whatever `tokenizer.json` says.
-    pub bos: Option<u32>,
 }
 
 impl Files {
@@ -88,6 +87,8 @@ impl Files {
         add_tokens(&mut tokenizer, &config)
             .map_err(|message| FilesError::Content { path: path.clone(), message })?;
         let special = special(folder, &config)?;
+        begin_as_llama(&mut tokenizer, &config, &special)
+            .map_err(|message| FilesError::Content { path: path.clone(), message })?;
         let (template, template_tools) = templates(folder, &path, &config)?;
         let added = tokenizer.get_added_tokens_decoder();
         let added = added.values().map(|token| Added {
@@ -98,9 +99,8 @@ impl Files {
             rstrip: token.rstrip,
         });
         let added: Vec<Added> = added.collect();
-        let bos = bos(&tokenizer, &config, &special);
         let identity = *blake3::hash(&bytes).as_bytes();
-        Ok(Files { file, identity, added, tokenizer, template, template_tools, special, bos })
+        Ok(Files { file, identity, added, tokenizer, template, template_tools, special })
     }
 }
 
@@ -110,7 +110,9 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FilesError> {
         refuse(format!("{error}; point `files` at a folder with the model's tokenizer.json"))
     })?;
     if !metadata.is_file() || metadata.len() > bytes_max {
-        return Err(refuse(format!("not a file of at most {bytes_max} bytes; is it the right one?")));
+        return Err(refuse(format!(
+            "not a file of at most {bytes_max} bytes; is it the right one?"
+        )));
     }
     std::fs::read(path).map_err(|error| refuse(format!("{error}; let the router read it")))
 }
@@ -168,8 +170,15 @@ fn special(folder: &Path, config: &Value) -> Result<Vec<(String, Value)>, FilesE
         true => parse(&path, &read(&path, FILE_BYTES_MAX)?)?,
         false => Value::Null,
     };
-    let names =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let names = [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "sep_token",
+        "pad_token",
+        "cls_token",
+        "mask_token",
+    ];
     let found = |name: &str| content(&config[name]).or_else(|| content(&map[name]));
     let mut special: Vec<(String, Value)> = names
         .iter()
@@ -183,14 +192,27 @@ fn special(folder: &Path, config: &Value) -> Result<Vec<(String, Value)>, FilesE
     Ok(special)
 }
 
-/// `LlamaTokenizerFast` builds its own post-processor from `add_bos_token`.
-fn bos(tokenizer: &Tokenizer, config: &Value, special: &[(String, Value)]) -> Option<u32> {
-    let class = config["tokenizer_class"].as_str()?;
-    if !class.starts_with("LlamaTokenizer") || !config["add_bos_token"].as_bool().unwrap_or(true) {
-        return None;
+/// `LlamaTokenizerFast` puts its first token before a text whatever `tokenizer.json` says.
+fn begin_as_llama(
+    tokenizer: &mut Tokenizer,
+    config: &Value,
+    special: &[(String, Value)],
+) -> Result<(), String> {
+    let is_llama =
+        config["tokenizer_class"].as_str().is_some_and(|c| c.starts_with("LlamaTokenizer"));
+    if !is_llama || !config["add_bos_token"].as_bool().unwrap_or(true) {
+        return Ok(());
     }
-    let (_, text) = special.iter().find(|(name, _)| name == "bos_token")?;
-    tokenizer.token_to_id(text.as_str()?)
+    let found = special.iter().find(|(name, _)| name == "bos_token");
+    let Some(bos) = found.and_then(|(_, text)| text.as_str()) else { return Ok(()) };
+    let id = tokenizer.token_to_id(bos).ok_or_else(|| format!("bos_token {bos} is no token"))?;
+    let post = TemplateProcessing::builder()
+        .try_single(vec![bos, "$A"])?
+        .special_tokens(vec![(bos.to_owned(), id)])
+        .build()
+        .map_err(|error| error.to_string())?;
+    tokenizer.with_post_processor(Some(post));
+    Ok(())
 }
 
 /// `chat_template.jinja` goes over `chat_template` of the configuration: a string, or a list of names.

@@ -328,10 +328,16 @@ mod tests {
     fn json_is_pythons() {
         let style = JsonStyle::new(None);
         for (text, expected) in [
-            (r#"{"b":1,"a":[true,null,"é\n\u0001"]}"#, "{\"b\": 1, \"a\": [true, null, \"é\\n\\u0001\"]}"),
+            (
+                r#"{"b":1,"a":[true,null,"é\n\u0001"]}"#,
+                "{\"b\": 1, \"a\": [true, null, \"é\\n\\u0001\"]}",
+            ),
             ("[]", "[]"),
             ("{}", "{}"),
-            ("[1.0,1e16,1e-5,0.1,1.2345e20,-0.0,1e22]", "[1.0, 1e+16, 1e-05, 0.1, 1.2345e+20, -0.0, 1e+22]"),
+            (
+                "[1.0,1e16,1e-5,0.1,1.2345e20,-0.0,1e22]",
+                "[1.0, 1e+16, 1e-05, 0.1, 1.2345e+20, -0.0, 1e+22]",
+            ),
             ("[18446744073709551615]", "[18446744073709551615]"),
         ] {
             assert_eq!(json(&value(text), &style).unwrap(), expected, "{text}");
@@ -355,10 +361,7 @@ mod tests {
         // 2024-07-26 09:05:03 UTC, a Friday.
         let at = 1_721_984_703;
         let text = strftime("%d %b %Y|%A %B %e %y|%H:%M:%S %I%p|%F %T|100%%", at).unwrap();
-        assert_eq!(
-            text,
-            "26 Jul 2024|Friday July 26 24|09:05:03 09AM|2024-07-26 09:05:03|100%"
-        );
+        assert_eq!(text, "26 Jul 2024|Friday July 26 24|09:05:03 09AM|2024-07-26 09:05:03|100%");
         assert_eq!(strftime("%Q", at), None);
         assert_eq!(strftime("%", at), None);
         assert_eq!(strftime("%I%p", 0).unwrap(), "12AM");

@@ -1,7 +1,7 @@
 //! The cache of tokenized prefixes: what lies between two safe cuts, under the name of everything
 //! before it.
 //!
-//! A segment's key is chained: `key[i] = BLAKE3(key[i-1] ‖ text[i])`, from a start that names the tokenizer
+//! A segment's key is chained: `key[i] = BLAKE3(key[i-1] ‖ BLAKE3(text[i]))`, from a start that names the tokenizer
 //! and the digests' seed. So a key names a whole prefix, a conversation that goes on finds all of its
 //! segments again, and what two conversations share is kept once. The cache is shared by all cores, since
 //! the next turn of a conversation comes in on whichever core its connection lies; a lock is held for
@@ -24,9 +24,10 @@ const NONE: usize = usize::MAX;
 /// Names everything up to a cut.
 pub type Key = [u8; 32];
 
-/// The key behind `text`, whose beginning has `key`.
+/// The key behind `text`, whose beginning has `key`. The text is hashed from its own start, where BLAKE3 is at
+/// its widest.
 pub fn next_key(key: &Key, text: &str) -> Key {
-    chain(&Digest(*key), text.as_bytes()).0
+    chain(&Digest(*key), blake3::hash(text.as_bytes()).as_bytes()).0
 }
 
 /// Where the digests of a prefix stand: behind its last whole block.
@@ -46,7 +47,8 @@ impl ChainState {
 
     /// The digests of the blocks that `tokens` complete. As `dataplane::digest::of_tokens` over all tokens.
     pub fn extend(&mut self, tokens: &[u32], block_tokens: usize) -> Vec<Digest> {
-        let mut digests = Vec::with_capacity((self.open.len() + tokens.len()) / block_tokens.max(1));
+        let mut digests =
+            Vec::with_capacity((self.open.len() + tokens.len()) / block_tokens.max(1));
         let mut bytes = Vec::with_capacity(block_tokens * 4);
         let mut rest = tokens;
         while block_tokens > 0 && self.open.len() + rest.len() >= block_tokens {

@@ -47,7 +47,11 @@ impl Side {
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..THREADS {
             let waiting = Arc::clone(&waiting);
-            let work = move || while let Some(job) = next(&waiting) { job() };
+            let work = move || {
+                while let Some(job) = next(&waiting) {
+                    job()
+                }
+            };
             let thread = std::thread::Builder::new().name("tokenizer".to_owned()).spawn(work);
             if let Err(error) = thread {
                 tracing::warn!(%error, "no thread for long prompts");

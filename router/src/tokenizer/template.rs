@@ -279,13 +279,22 @@ mod tests {
     fn the_dialect_is_hugging_faces() {
         for (source, expected) in [
             ("{% if true %}\n  a\n{% endif %}\nb\n", "  a\nb"),
-            ("{{ {'b': 1, 'a': [true, none, 'é<']} | tojson }}", r#"{"b": 1, "a": [true, null, "é<"]}"#),
+            (
+                "{{ {'b': 1, 'a': [true, none, 'é<']} | tojson }}",
+                r#"{"b": 1, "a": [true, null, "é<"]}"#,
+            ),
             ("{{ [1, 2] | tojson(indent=2) }}", "[\n  1,\n  2\n]"),
             ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
             ("{{ ' x '.strip() }}{{ 'a,b'.split(',')[-1] }}", "xb"),
             ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1"),
-            ("{% for x in range(9) %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}", "01"),
-            ("{% set ns = namespace(n=0) %}{% for x in [1, 2] %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}", "3"),
+            (
+                "{% for x in range(9) %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}",
+                "01",
+            ),
+            (
+                "{% set ns = namespace(n=0) %}{% for x in [1, 2] %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}",
+                "3",
+            ),
             ("{%- generation -%} a {%- endgeneration -%} b", "ab"),
             ("{{ true }} {{ none }} {{ 1.0 }} {{ {'a': ['b']} }}", "True None 1.0 {'a': ['b']}"),
             ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}", "<a>"),
@@ -311,7 +320,10 @@ mod tests {
         for source in ["{% if %}", "{{ 'a' ", "{% for x in y %}", "{% include %}"] {
             assert!(matches!(Template::new(source), Err(TemplateError::Source(_))), "{source}");
         }
-        assert!(matches!(Template::new(nested).unwrap().try_out(10_000), Err(TemplateError::Limit(_))));
+        assert!(matches!(
+            Template::new(nested).unwrap().try_out(10_000),
+            Err(TemplateError::Limit(_))
+        ));
         assert_eq!(Template::new("{{ raise_exception('no') }}").unwrap().try_out(10_000), Ok(()));
     }
 

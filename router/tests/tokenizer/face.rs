@@ -62,7 +62,8 @@ fn the_second_turn_is_not_tokenized_whole_and_no_engine_is_asked() {
     let engine = vllm(|_| Vec::new());
     let keys = "[router.kv]\ntokenize_check_share = 0.0\n";
     let router = Router::start(keys, &workers(&engine, folder.path()));
-    let mut messages = vec![("system", "you are brief ".repeat(200)), ("user", "what ".repeat(100))];
+    let mut messages =
+        vec![("system", "you are brief ".repeat(200)), ("user", "what ".repeat(100))];
     assert_eq!(router.client().post(CHAT, "", &body(&messages)).status, 200);
     let tokens = |source: &str| {
         router.metric(&format!("cgn_router_tokenizer_tokens_total{{source=\"{source}\"}}"))
@@ -122,7 +123,11 @@ fn an_engine_that_counts_alike_confirms() {
 #[test]
 fn what_cannot_be_rendered_here_is_asked_of_the_engine() {
     let folder = models::small();
-    models::write(folder.path(), "chat_template.jinja", "{{ raise_exception('no ' + messages[0].role) }}");
+    models::write(
+        folder.path(),
+        "chat_template.jinja",
+        "{{ raise_exception('no ' + messages[0].role) }}",
+    );
     let engine = vllm(|_| (0..64).collect());
     let router = Router::start("", &workers(&engine, folder.path()));
     assert_eq!(router.client().post(CHAT, "", &body(&[("user", "hello".to_owned())])).status, 200);
@@ -153,7 +158,10 @@ fn files_that_cannot_be_used_stop_the_start() {
     let folder = models::small();
     models::write(folder.path(), "tokenizer.json", "{}");
     let engine = Engine::ok();
-    let output = run(&format!("[router]\nlisten_http = \"127.0.0.1:0\"\nlisten_admin = \"127.0.0.1:0\"\n{}", workers(&engine, folder.path())));
+    let output = run(&format!(
+        "[router]\nlisten_http = \"127.0.0.1:0\"\nlisten_admin = \"127.0.0.1:0\"\n{}",
+        workers(&engine, folder.path())
+    ));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("tokenizer.json"), "{said}");
 }

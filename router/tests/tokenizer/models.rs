@@ -30,7 +30,7 @@ pub fn small() -> TempDir {
     let special = special.map(|text| AddedToken::from(text, true)).to_vec();
     let trainer = BpeTrainer::builder()
         .vocab_size(500)
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .special_tokens(special)
         .show_progress(false)
         .build();

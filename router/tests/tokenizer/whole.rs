@@ -61,12 +61,11 @@ fn word() -> impl Strategy<Value = String> {
 }
 
 fn conversation() -> impl Strategy<Value = Vec<(String, String)>> {
-    let content = prop::collection::vec(word(), 0..60).prop_map(|words| words.concat());
+    let content = || prop::collection::vec(word(), 0..60).prop_map(|words| words.concat());
     let role = prop::sample::select(vec!["user", "assistant"]).prop_map(str::to_owned);
     let first = prop::sample::select(vec!["system", "user"]).prop_map(str::to_owned);
-    (first, content.clone(), prop::collection::vec((role, content), 0..10)).prop_map(
-        |(role, content, rest)| std::iter::once((role, content)).chain(rest).collect(),
-    )
+    (first, content(), prop::collection::vec((role, content()), 0..10))
+        .prop_map(|(role, content, rest)| std::iter::once((role, content)).chain(rest).collect())
 }
 
 /// Every turn of each conversation, in a cache that others have used and that is too small for all.
@@ -76,7 +75,8 @@ fn turns_agree(folder: &Path, cases: u32) {
         assert!(!tokenizer.cuts().tokens().is_empty());
         let cache = SegmentCache::new(1 << 20);
         let small = SegmentCache::new(64 << 10);
-        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let config =
+            ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
         let run = proptest::test_runner::TestRunner::new(config).run(&conversation(), |messages| {
             for turns in 1..=messages.len() {
                 let text = rendered(&tokenizer, &messages[..turns]);
@@ -113,11 +113,15 @@ fn any_text_agrees() {
         let tokenizer = ModelTokenizer::load(&folder).unwrap().with_spacing(1);
         let cache = SegmentCache::new(1 << 20);
         let texts = prop::collection::vec(word(), 0..40).prop_map(|words| words.concat());
-        let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
-        let run = proptest::test_runner::TestRunner::new(config).run(&(texts, any::<bool>()), |(text, add_special)| {
-            agree(&tokenizer, &cache, &Text { text, add_special }, "");
-            Ok(())
-        });
+        let config =
+            ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+        let run = proptest::test_runner::TestRunner::new(config).run(
+            &(texts, any::<bool>()),
+            |(text, add_special)| {
+                agree(&tokenizer, &cache, &Text { text, add_special }, "");
+                Ok(())
+            },
+        );
         run.unwrap();
     }
 }
@@ -132,7 +136,8 @@ fn the_next_turn_tokenizes_only_what_is_new() {
         let mut messages = vec![("system".to_owned(), "you are brief ".repeat(100))];
         let mut before = 0;
         for turn in 0..8 {
-            messages.push(("user".to_owned(), format!("question {turn} {}", "and why ".repeat(60))));
+            messages
+                .push(("user".to_owned(), format!("question {turn} {}", "and why ".repeat(60))));
             let text = rendered(&tokenizer, &messages);
             let cached = agree(&tokenizer, &cache, &text, "");
             // What the turn before ended with is the beginning of an answer.
@@ -140,7 +145,8 @@ fn the_next_turn_tokenizes_only_what_is_new() {
             before = tokenizer.encode(&text.text, false).unwrap().len() as u64;
             // Under another salt the same turns came just as often.
             assert_eq!(agree(&tokenizer, &cache, &text, "other"), cached);
-            messages.push(("assistant".to_owned(), format!("answer {turn} {}", "because ".repeat(60))));
+            messages
+                .push(("assistant".to_owned(), format!("answer {turn} {}", "because ".repeat(60))));
         }
     }
 }
@@ -174,7 +180,10 @@ fn broken_files_say_which_and_what_to_do() {
     assert!(missing.contains("tokenizer.json") && missing.contains("point `files`"), "{missing}");
     for text in ["", "{}", "[]", "{\"model\":{\"type\":\"BPE\"", "nonsense", &"[".repeat(100_000)] {
         let broken = error(&|folder| models::write(folder, "tokenizer.json", text));
-        assert!(broken.contains("tokenizer.json") && broken.contains("copy the model's own"), "{broken}");
+        assert!(
+            broken.contains("tokenizer.json") && broken.contains("copy the model's own"),
+            "{broken}"
+        );
     }
     let template = |source: &str| {
         let source = source.to_owned();
