@@ -1,6 +1,7 @@
 //! The ground floor: what every Cognitora process shares, and nothing that one of them owns alone.
 //!
 //! * [`digest`]: chained BLAKE3 block digests, the name of a prefix.
+//! * [`route`]: routing decided from facts, for the router and for the simulator in control.
 //! * [`wire`]: what control and the data planes of one node say to each other over a Unix socket.
 //! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
 //!
@@ -10,4 +11,5 @@
 pub mod config;
 pub mod crash;
 pub mod digest;
+pub mod route;
 pub mod wire;
