@@ -6,7 +6,8 @@
 //! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
 //!
 //! It knows no HTTP, no engine protocol and no runtime: all of it is plain functions over bytes.
-#![forbid(unsafe_code)]
+// Only `route::index::pages` may, and says why.
+#![deny(unsafe_code)]
 
 pub mod config;
 pub mod crash;

@@ -24,6 +24,7 @@ use self::writer::Writer;
 use crate::digest::Digest;
 
 mod arena;
+mod pages;
 mod search;
 mod sets;
 mod slots;
@@ -34,7 +35,7 @@ pub use self::search::{Depths, WorkerDepth};
 
 /// What one block costs at most while few sets are shared oddly: its part of the table. Sets and slots
 /// come on top, at most [`SET_BYTES_PER_BLOCK_MAX`] and some kilobytes a worker.
-pub const BYTES_PER_BLOCK: f64 = 27.0;
+pub const BYTES_PER_BLOCK: f64 = 32.0;
 /// What the sets may cost at most for each block of `blocks_max`, without the list that finds them.
 pub const SET_BYTES_PER_BLOCK_MAX: usize = 8;
 /// An index can know at most so many workers: the largest set must fit in a chunk of the arena.

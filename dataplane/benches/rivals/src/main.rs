@@ -25,7 +25,7 @@ const BATCH: usize = 512;
 const SINGLES: usize = 400_000;
 
 /// What one rival did in one column, as it crosses the pipe: numbers in this order.
-const FIELDS: usize = 14;
+const FIELDS: usize = 10;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -78,7 +78,7 @@ fn column(held: u64, tokens: u64, workers: u64) {
         let cells: Vec<String> = result.iter().map(|value| cell(*value)).collect();
         println!("| {held} | {tokens} | {workers} | {name} | {} |", cells.join(" | "));
     }
-    let ratios = (0..FIELDS - 4).map(|at| {
+    let ratios = (0..FIELDS).map(|at| {
         let all = results[1..].iter().filter_map(|result| result.get(at).copied());
         let is_rate = (6..9).contains(&at);
         let best = all.reduce(|a, b| if is_rate { a.max(b) } else { a.min(b) });
@@ -150,7 +150,7 @@ fn lookups(index: &mut dyn Rival, workload: &Workload, events_per_s: f64) -> [f6
     index.settle();
     let rate = fed as f64 / start.elapsed().as_secs_f64();
     let mut all: Vec<f64> = hits.iter().chain(&misses).copied().collect();
-    let mut at = |times: &mut Vec<f64>, share: f64| {
+    let at = |times: &mut Vec<f64>, share: f64| {
         times.sort_by(f64::total_cmp);
         times[((times.len() - 1) as f64 * share) as usize]
     };

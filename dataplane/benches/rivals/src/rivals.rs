@@ -1,5 +1,6 @@
 //! The rivals behind one face: prepare outside the clock, apply and look up inside.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,14 @@ use dynamo_kv_router::concurrent_radix_tree_compressed::ConcurrentRadixTreeCompr
 use dynamo_kv_router::protocols::{
     ExternalSequenceBlockHash, KvCacheEvent, KvCacheEventData, KvCacheRemoveData, KvCacheStoreData,
     KvCacheStoredBlockData, LocalBlockHash, OverlapScores, RouterEvent,
+    compute_seq_hash_for_block,
 };
 use dynamo_kv_router::{PositionalIndexer, RadixTree, SyncIndexer, ThreadPoolIndexer};
 
 use crate::workload::{Change, Workload, mix};
 
+/// Who waits for a batch to be applied.
+type Done = std::sync::mpsc::Sender<()>;
 /// Changes handed over together to the thread that applies ours.
 type Batch = Vec<(WorkerNumber, bool, Vec<u128>)>;
 
@@ -32,16 +36,18 @@ pub fn rival(name: &str, workload: &Workload, threads: usize) -> Box<dyn Rival> 
     let runtime = || tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     match name {
         "ours" => Box::new(Ours::new(workload)),
-        "radix" => Box::new(Radix(RadixTree::new(), Vec::new())),
+        "radix" => Box::new(Radix(RadixTree::new(), Vec::new(), Chains::default())),
         "crtc" => Box::new(Pool {
             pool: ThreadPoolIndexer::new(ConcurrentRadixTreeCompressed::new(), threads, 16),
             runtime: runtime(),
             query: Vec::new(),
+            chains: Chains::default(),
         }),
         "positional" => Box::new(Pool {
             pool: ThreadPoolIndexer::new(PositionalIndexer::new(64), threads, 16),
             runtime: runtime(),
             query: Vec::new(),
+            chains: Chains::default(),
         }),
         _ => panic!("no rival is named {name}"),
     }
@@ -60,7 +66,7 @@ struct Ours {
     index: Arc<Index>,
     depths: Depths,
     query: Vec<Digest>,
-    feed: std::sync::mpsc::Sender<(Batch, Option<std::sync::mpsc::Sender<()>>)>,
+    feed: std::sync::mpsc::Sender<(Batch, Option<Done>)>,
 }
 
 impl Ours {
@@ -68,12 +74,12 @@ impl Ours {
         let blocks_max = workload.held as usize;
         let limits = Limits { blocks_max, workers_max: workload.workers as usize };
         let index = Arc::new(Index::new(limits, 0x5eed).expect("limits"));
-        let (feed, changes) = std::sync::mpsc::channel();
+        let (feed, changes) = std::sync::mpsc::channel::<(Batch, Option<Done>)>();
         let applied = index.clone();
         std::thread::spawn(move || {
             for (batch, done) in changes {
                 apply(&applied, &batch);
-                done.map(|done: std::sync::mpsc::Sender<()>| done.send(()));
+                done.map(|done| done.send(()));
             }
         });
         Ours { index, depths: Depths::new(), query: Vec::new(), feed }
@@ -135,44 +141,69 @@ fn local(prefix: u64) -> LocalBlockHash {
     LocalBlockHash(mix(prefix ^ 1 << 60))
 }
 
-fn external(prefix: u64) -> ExternalSequenceBlockHash {
-    ExternalSequenceBlockHash(mix(prefix ^ 2 << 60))
+/// The engines' hashes, as its positional index expects them: chained by its own rule.
+#[derive(Default)]
+struct Chains {
+    /// The last block's of a conversation and the one's behind it, for changes of that one.
+    ends: HashMap<u32, [u64; 2]>,
 }
 
-fn event(workload: &Workload, change: &Change) -> RouterEvent {
-    let prefix = |at| workload.prefix(change.conversation, at);
-    let data = if change.is_store {
-        KvCacheEventData::Stored(KvCacheStoreData {
-            parent_hash: change.from.checked_sub(1).map(|at| external(prefix(at))),
-            start_position: Some(change.from),
-            blocks: (change.from..change.to)
-                .map(|at| KvCacheStoredBlockData {
-                    block_hash: external(prefix(at)),
-                    tokens_hash: local(prefix(at)),
-                    mm_extra_info: None,
-                })
-                .collect(),
-        })
-    } else {
-        let block_hashes = (change.from..change.to).map(|at| external(prefix(at))).collect();
-        KvCacheEventData::Removed(KvCacheRemoveData { block_hashes })
-    };
-    RouterEvent::new(u64::from(change.worker), KvCacheEvent { event_id: 0, data, dp_rank: 0 })
-}
+impl Chains {
+    /// Those of a run, and that of its parent if it has one.
+    fn run(&mut self, workload: &Workload, change: &Change) -> (Option<u64>, Vec<u64>) {
+        let whole = |to: u32| {
+            let locals: Vec<LocalBlockHash> =
+                (0..to).map(|at| local(workload.prefix(change.conversation, at))).collect();
+            compute_seq_hash_for_block(&locals)
+        };
+        if change.from == workload.conversation_blocks {
+            let ends = self.ends.entry(change.conversation).or_insert_with(|| {
+                let all = whole(change.to);
+                [all[all.len() - 2], all[all.len() - 1]]
+            });
+            return (Some(ends[0]), vec![ends[1]]);
+        }
+        let mut all = whole(change.to);
+        let run = all.split_off(change.from as usize);
+        (all.last().copied(), run)
+    }
 
-fn events(workload: &Workload, changes: &[Change]) -> Vec<RouterEvent> {
-    changes.iter().map(|change| event(workload, change)).collect()
+    fn event(&mut self, workload: &Workload, change: &Change) -> RouterEvent {
+        let (parent, run) = self.run(workload, change);
+        let data = if change.is_store {
+            KvCacheEventData::Stored(KvCacheStoreData {
+                parent_hash: parent.map(ExternalSequenceBlockHash),
+                start_position: Some(change.from),
+                blocks: (change.from..change.to)
+                    .zip(run)
+                    .map(|(at, hash)| KvCacheStoredBlockData {
+                        block_hash: ExternalSequenceBlockHash(hash),
+                        tokens_hash: local(workload.prefix(change.conversation, at)),
+                        mm_extra_info: None,
+                    })
+                    .collect(),
+            })
+        } else {
+            let block_hashes = run.into_iter().map(ExternalSequenceBlockHash).collect();
+            KvCacheEventData::Removed(KvCacheRemoveData { block_hashes })
+        };
+        RouterEvent::new(u64::from(change.worker), KvCacheEvent { event_id: 0, data, dp_rank: 0 })
+    }
+
+    fn events(&mut self, workload: &Workload, changes: &[Change]) -> Vec<RouterEvent> {
+        changes.iter().map(|change| self.event(workload, change)).collect()
+    }
 }
 
 fn best(scores: &OverlapScores) -> u32 {
     scores.scores.values().copied().max().unwrap_or(0)
 }
 
-struct Radix(RadixTree, Vec<LocalBlockHash>);
+struct Radix(RadixTree, Vec<LocalBlockHash>, Chains);
 
 impl Rival for Radix {
     fn apply(&mut self, workload: &Workload, changes: &[Change]) -> Duration {
-        let events = events(workload, changes);
+        let events = self.2.events(workload, changes);
         let start = Instant::now();
         for event in events {
             self.0.apply_event(event).expect("a sound event");
@@ -201,11 +232,12 @@ struct Pool<T: SyncIndexer> {
     pool: ThreadPoolIndexer<T>,
     runtime: tokio::runtime::Runtime,
     query: Vec<LocalBlockHash>,
+    chains: Chains,
 }
 
 impl<T: SyncIndexer> Rival for Pool<T> {
     fn apply(&mut self, workload: &Workload, changes: &[Change]) -> Duration {
-        let events = events(workload, changes);
+        let events = self.chains.events(workload, changes);
         let start = Instant::now();
         for event in events {
             self.pool.enqueue_event(event).expect("the pool lives");
@@ -215,7 +247,7 @@ impl<T: SyncIndexer> Rival for Pool<T> {
     }
 
     fn feed(&mut self, workload: &Workload, changes: &[Change]) {
-        for event in events(workload, changes) {
+        for event in self.chains.events(workload, changes) {
             self.pool.enqueue_event(event).expect("the pool lives");
         }
     }

@@ -76,7 +76,7 @@ impl Workload {
     /// All stores that fill the index, in runs of at most 256 blocks.
     pub fn fill(&self) -> impl Iterator<Item = Change> + '_ {
         let all = self.places.iter().zip(0..);
-        all.flat_map(|(&(first, second), conversation)| {
+        all.flat_map(move |(&(first, second), conversation)| {
             [Some(first), second].into_iter().flatten().flat_map(move |worker| {
                 let end = self.conversation_blocks;
                 (0..end).step_by(256).map(move |from| Change {

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicU64, fence};
 
 use super::sets::Member;
 
-/// Words before the members: sequence and length; uses; hash.
-pub(super) const HEADER_WORDS: usize = 3;
-/// Places are counted in so many words, the smallest set's.
-const GRAIN_WORDS: usize = 4;
+/// Words before the members: sequence and length; uses; hash; hint.
+pub(super) const HEADER_WORDS: usize = 4;
+const HINT: usize = 3;
+/// Places are counted in so many words, the smallest set's: a cache line.
+const GRAIN_WORDS: usize = 8;
 /// What the storage grows by: half a megabyte. The largest set must fit in one.
 pub(super) const CHUNK_WORDS: usize = 1 << 16;
-/// Sizes of storage: 4 words to a whole chunk.
-const CLASSES: usize = 15;
+/// Sizes of storage: 8 words to a whole chunk.
+const CLASSES: usize = 14;
 
 /// What readers see of the storage.
 pub(super) struct Words {
@@ -61,6 +62,20 @@ impl Words {
         let word = place as usize * GRAIN_WORDS;
         let chunk = self.chunks.get(word / CHUNK_WORDS).and_then(OnceLock::get);
         chunk.and_then(|chunk| chunk.get(word % CHUNK_WORDS..)).unwrap_or_default()
+    }
+
+    /// Where a prompt's run of blocks with this set last ended; 0 if nobody knows.
+    pub(super) fn hint(&self, place: u32) -> u32 {
+        self.at(place).get(HINT).map_or(0, |word| word.load(Relaxed) as u32)
+    }
+
+    /// Readers leave hints for each other. A wrong one costs two probes.
+    pub(super) fn set_hint(&self, place: u32, end: u32) {
+        if let Some(word) = self.at(place).get(HINT)
+            && word.load(Relaxed) != u64::from(end)
+        {
+            word.store(u64::from(end), Relaxed);
+        }
     }
 
     /// Reads a set for a reader: `false` when it was replaced meanwhile or when `is_in_use`, asked while
@@ -163,6 +178,7 @@ impl Arena<'_> {
         };
         self.set_uses(place, 0);
         self.set_word(place, 2, hash);
+        self.set_word(place, HINT, 0);
         for (pair, at) in members.chunks(2).zip(HEADER_WORDS..) {
             self.set_word(place, at, pack(pair));
         }

@@ -13,11 +13,13 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
+use super::pages::filled;
+
 /// Entries in a bucket: digests of 16 bytes, ids of 4 and the control of 4 fill its 64 bytes.
 const SLOTS: usize = 3;
-/// Buckets for 100 blocks: four in five entries are full in a full table. Fuller, and the second line that
+/// Buckets for 100 blocks: two in three entries are full in a full table. Fuller, and the second line that
 /// a probe then needs more often costs more than the memory saves.
-const BUCKETS_PER_100_BLOCKS: usize = 42;
+const BUCKETS_PER_100_BLOCKS: usize = 50;
 /// A digest lies at most so many steps from its home. In a full table of honest digests none comes near;
 /// what would go further is refused, so no digest that somebody chose makes lookups slow.
 const PROBES_MAX: usize = 64;
@@ -94,8 +96,10 @@ impl Bucket {
         half(slot) | half(SLOTS + slot) << 64
     }
 
-    fn holds(&self, slot: usize, low: u64, high: u64) -> bool {
-        self.0[slot].load(Relaxed) == low && self.0[SLOTS + slot].load(Relaxed) == high
+    /// Whether an entry is there, of a digest with this upper half.
+    #[inline(always)]
+    fn holds(&self, slot: usize, high: u64) -> bool {
+        self.0[SLOTS + slot].load(Relaxed) == high && self.id(slot) != 0
     }
 
     fn set_id(&self, slot: usize, id: SetId) {
@@ -134,18 +138,23 @@ impl Bucket {
     }
 
     /// What a reader finds here: `Some(0)` for certainly absent, `None` to look in the next bucket.
-    #[inline]
+    #[inline(always)]
     fn find(&self, low: u64, high: u64) -> Option<SetId> {
         for _ in 0..RETRIES_MAX {
             let control = self.control();
-            let slot = (0..SLOTS).find(|&slot| self.holds(slot, low, high) && self.id(slot) != 0);
-            let Some(slot) = slot else {
+            let is_low = |slot: usize| u32::from(self.0[slot].load(Relaxed) == low) << slot;
+            let mut same: u32 = (0..SLOTS).map(is_low).sum();
+            // What was removed keeps its digest, without an id.
+            while same != 0 && !self.holds(same.trailing_zeros() as usize, high) {
+                same &= same - 1;
+            }
+            if same == 0 {
                 return (control & PASSED_MAX == 0).then_some(0);
-            };
-            let id = self.id(slot);
+            }
+            let id = self.id(same.trailing_zeros() as usize);
             fence(Acquire);
-            let is_steady = self.control() / (PASSED_MAX + 1) == control / (PASSED_MAX + 1);
-            if is_steady && control & (PASSED_MAX + 1) == 0 && id != 0 {
+            let is_same = (self.control() ^ control) <= PASSED_MAX;
+            if is_same && control & (PASSED_MAX + 1) == 0 && id != 0 {
                 return Some(id);
             }
             std::hint::spin_loop();
@@ -159,7 +168,7 @@ impl Table {
     pub(super) fn new(blocks_max: usize, key: u64) -> Self {
         let pairs = (blocks_max.saturating_mul(BUCKETS_PER_100_BLOCKS) / 200).max(PAIRS_MIN);
         let buckets = 2 * pairs;
-        Table { buckets: (0..buckets).map(|_| Bucket::default()).collect(), key }
+        Table { buckets: filled(buckets), key }
     }
 
     pub(super) fn buckets(&self) -> usize {
@@ -181,14 +190,30 @@ impl Table {
         Way { at, stride: 2 * (mixed % STRIDES + 1) as usize, left: PROBES_MAX, buckets }
     }
 
-    /// Brings a digest's home bucket near. Several in a row wait for memory together, not in turn.
-    #[inline]
-    pub(super) fn touch(&self, digest: u128) -> u64 {
-        self.buckets[self.way(digest).at].0[CONTROL].load(Relaxed)
+    /// A digest's home bucket.
+    #[inline(always)]
+    pub(super) fn home(&self, digest: u128) -> u32 {
+        self.way(digest).at as u32
+    }
+
+    /// Brings buckets near. A loop that does nothing else waits for all of them together, not in turn.
+    #[inline(always)]
+    pub(super) fn touch(&self, homes: impl Iterator<Item = u32>) {
+        let near = |home: u32| {
+            self.buckets.get(home as usize).map_or(0, |bucket| bucket.0[CONTROL].load(Relaxed))
+        };
+        std::hint::black_box(homes.map(near).fold(0, |all, word| all ^ word));
+    }
+
+    /// [`Table::find`] by a home that is known already.
+    #[inline(always)]
+    pub(super) fn look(&self, home: u32, digest: u128) -> SetId {
+        let bucket = self.buckets.get(home as usize);
+        let found = bucket.and_then(|bucket| bucket.find(digest as u64, (digest >> 64) as u64));
+        found.unwrap_or_else(|| self.find(digest))
     }
 
     /// Who holds a block; 0 for nobody. For readers.
-    #[inline]
     pub(super) fn find(&self, digest: u128) -> SetId {
         let (low, high) = (digest as u64, (digest >> 64) as u64);
         let mut way = self.way(digest);
@@ -197,10 +222,9 @@ impl Table {
 
     /// Where a block lies. For the writer.
     pub(super) fn locate(&self, digest: u128) -> Option<Place> {
-        let (low, high) = (digest as u64, (digest >> 64) as u64);
         for at in self.way(digest) {
             let bucket = &self.buckets[at];
-            let here = |&slot: &usize| bucket.holds(slot, low, high) && bucket.id(slot) != 0;
+            let here = |&slot: &usize| bucket.digest(slot) == digest && bucket.id(slot) != 0;
             if let Some(slot) = (0..SLOTS).find(here) {
                 return Some(Place { bucket: at, slot, id: bucket.id(slot) });
             }

@@ -10,7 +10,7 @@ use super::table::{Place, SetId, Table};
 use super::{Level, Limits, WorkerNumber};
 
 /// Blocks whose cache lines are fetched together before they are changed.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 /// Buckets swept for each block that is set or removed while slots are dying.
 const SWEEP_PER_BLOCK: usize = 1;
 /// Buckets swept for a block for which there is no room, in the hope of finding a dead one.
@@ -112,8 +112,11 @@ impl Writer {
 }
 
 fn touch(table: &Table, digests: &[u128]) {
-    let near = digests.iter().fold(0, |near, &digest| near ^ table.touch(digest));
-    std::hint::black_box(near);
+    let mut homes = [0; BATCH];
+    for (home, &digest) in homes.iter_mut().zip(digests) {
+        *home = table.home(digest);
+    }
+    table.touch(homes.into_iter().take(digests.len()));
 }
 
 impl Change<'_> {
