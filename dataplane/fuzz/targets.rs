@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use dataplane::config;
+use dataplane::feed::{self, FRAME_HEAD_BYTES, Follower, ToAgent, ToRouter};
 use dataplane::wire::{Decoder, FromPlane, ScoreWeights, ToPlane, encode};
 
 /// Frames of the local wire: what is understood can be said again in the same words.
@@ -26,5 +27,21 @@ pub fn config(bytes: &[u8]) {
     if let Err(error) = config::parse::<ScoreWeights>(Path::new("f"), text) {
         let said = error.to_string();
         assert_eq!(said.lines().count(), 1, "{said:?}");
+    }
+}
+
+/// Frames of the feed: what is understood has one encoding, and a follower takes it whatever it says.
+pub fn feed(bytes: &[u8]) {
+    let mut follower = Follower::default();
+    let mut decoder = feed::Decoder::default();
+    decoder.push(bytes);
+    while let Ok(Some(payload)) = decoder.poll_payload() {
+        if let Ok(message) = feed::decode::<ToRouter>(payload) {
+            assert_eq!(&feed::encode(&message)[FRAME_HEAD_BYTES..], payload);
+            let _ = follower.take(message);
+        }
+        if let Ok(message) = feed::decode::<ToAgent>(payload) {
+            assert_eq!(&feed::encode(&message)[FRAME_HEAD_BYTES..], payload);
+        }
     }
 }

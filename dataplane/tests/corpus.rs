@@ -22,3 +22,8 @@ fn frames() {
 fn configurations() {
     replay("config", targets::config);
 }
+
+#[test]
+fn frames_of_the_feed() {
+    replay("feed", targets::feed);
+}

@@ -1,0 +1,214 @@
+//! The feed: what an agent tells routers of the KV blocks its engines hold.
+//!
+//! A router dials the agent of each node and says [`ToAgent::Hello`]. The agent says Hello too, then a
+//! [`ToRouter::State`] for each worker it has, again at each change and once a second. For a worker
+//! that a router asks for with [`ToAgent::Want`] it sends one snapshot and every [`ToRouter::Batch`]
+//! after it. Numbers of batches rise by one; a router that sees a gap says Want again. What a router
+//! keeps for that is a [`Follower`].
+//!
+//! Blocks are named by the first 16 bytes of our digests ([`crate::digest::Digest::short`]), which do
+//! not compress: what saves bytes is that a batch says only what is different after it. At each
+//! [`Level`] the blocks held there or faster are closed under prefixes between two batches, and also
+//! after each part of a snapshot: where a block is told, the blocks before it are told too.
+//!
+//! One frame is
+//!
+//! ```text
+//!  0       4         8      9
+//!  | "CGF1" | len u32 | kind | fields |      len counts kind and fields, little-endian
+//! ```
+//!
+//! Numbers are LEB128 varints, texts and lists have their length before them, digests are 16 bytes
+//! little-endian. All of this is sans-IO; who listens and dials is not decided here.
+
+mod decode;
+mod encode;
+mod follow;
+
+pub use decode::{Decoder, FeedError, Take, decode};
+pub use encode::{Put, encode};
+pub use follow::{Follower, Step};
+
+/// Both sides say it first; a side that hears another number hangs up.
+pub const VERSION: u64 = 1;
+/// First four bytes of each frame.
+pub const FRAME_MAGIC: [u8; 4] = *b"CGF1";
+/// Bytes before the payload.
+pub const FRAME_HEAD_BYTES: usize = 8;
+/// A frame may not be longer: [`DIGESTS_MAX`] digests and a name fit three times over.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Most digests in one frame; what is more goes into several.
+pub const DIGESTS_MAX: usize = 16_384;
+/// Most operations in one frame.
+pub const OPS_MAX: usize = 64;
+/// Longest name of a worker or process: the parts of a worker id are bounded below this.
+pub const NAME_BYTES_MAX: usize = 512;
+
+/// Where a block lies, the fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// In the accelerator's memory: used as it is.
+    Gpu,
+    /// In the host's memory: copied before it is used.
+    Host,
+    /// On a disk of the node: read before it is used.
+    Disk,
+}
+
+impl Level {
+    /// All of them, the fastest first.
+    pub const ALL: [Level; 3] = [Level::Gpu, Level::Host, Level::Disk];
+
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Gpu => "gpu",
+            Level::Host => "host",
+            Level::Disk => "disk",
+        }
+    }
+}
+
+/// One change of what a worker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// From now on these are held at `level`, whatever they were before.
+    Set {
+        /// Where.
+        level: Level,
+        /// Which.
+        digests: Vec<u128>,
+    },
+    /// These are not held any more.
+    Remove {
+        /// Which.
+        digests: Vec<u128>,
+    },
+    /// Nothing is held any more.
+    Clear,
+}
+
+impl Op {
+    /// How many digests it names.
+    pub fn len(&self) -> usize {
+        match self {
+            Op::Set { digests, .. } | Op::Remove { digests } => digests.len(),
+            Op::Clear => 0,
+        }
+    }
+
+    /// Whether it names none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How much of what a worker holds the agent knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Known {
+    /// Nothing: the engine has not been heard yet.
+    None,
+    /// What is told is held, but more may be: events were lost before they could be read.
+    Partial,
+    /// All of it.
+    Whole,
+}
+
+impl Known {
+    /// The name in metrics and in `route explain`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Known::None => "none",
+            Known::Partial => "partial",
+            Known::Whole => "whole",
+        }
+    }
+}
+
+/// Router to agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToAgent {
+    /// First frame of a connection.
+    Hello {
+        /// [`VERSION`]
+        version: u64,
+        /// `cgn-router`, for the agent's log.
+        process: String,
+    },
+    /// Send a snapshot of this worker now, and its batches from then on.
+    Want {
+        /// Worker id.
+        worker: String,
+    },
+}
+
+/// Agent to router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToRouter {
+    /// First frame of a connection.
+    Hello {
+        /// [`VERSION`]
+        version: u64,
+        /// `cgn-agent`.
+        process: String,
+    },
+    /// Where a worker's feed stands; also the heartbeat. Sent for every worker, wanted or not.
+    State {
+        /// Worker id.
+        worker: String,
+        /// Of the engine's process: what an older one held is gone.
+        epoch: u64,
+        /// Number of the last batch; 0 before the first.
+        seq: u64,
+        /// How much is known.
+        known: Known,
+        /// Tokens in a block, by the engine's own word; 0 until it said.
+        block_tokens: u32,
+    },
+    /// The next changes.
+    Batch {
+        /// Worker id.
+        worker: String,
+        /// As in [`ToRouter::State`].
+        epoch: u64,
+        /// One more than the last.
+        seq: u64,
+        /// In order.
+        ops: Vec<Op>,
+    },
+    /// A part of all that is held.
+    Snapshot {
+        /// Worker id.
+        worker: String,
+        /// As in [`ToRouter::State`].
+        epoch: u64,
+        /// The batch after which it was taken.
+        seq: u64,
+        /// Counts from 0.
+        part: u32,
+        /// Whether it is the last.
+        last: bool,
+        /// Only [`Op::Set`].
+        sets: Vec<Op>,
+    },
+    /// The engine's process has ended; nothing is held any more.
+    Gone {
+        /// Worker id.
+        worker: String,
+        /// Of the process that ended.
+        epoch: u64,
+    },
+}
+
+impl ToRouter {
+    /// Whom it is about; none for Hello.
+    pub fn worker(&self) -> Option<&str> {
+        match self {
+            ToRouter::Hello { .. } => None,
+            ToRouter::State { worker, .. }
+            | ToRouter::Batch { worker, .. }
+            | ToRouter::Snapshot { worker, .. }
+            | ToRouter::Gone { worker, .. } => Some(worker),
+        }
+    }
+}

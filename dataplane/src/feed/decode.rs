@@ -1,0 +1,390 @@
+//! Frames of the feed, read. Every length is checked before it is believed; a payload must end where
+//! its fields end.
+
+use super::encode::{kind, op};
+use super::{
+    DIGESTS_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, NAME_BYTES_MAX,
+    OPS_MAX, Op, ToAgent, ToRouter,
+};
+
+/// Bytes of a varint of 64 bits.
+const NUMBER_BYTES_MAX: usize = 10;
+
+/// Why bytes of the other side were refused. The connection cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FeedError {
+    /// The first four bytes are not [`FRAME_MAGIC`].
+    #[error("not a frame of the feed (magic {0:02x?}); is the other side of the same version?")]
+    Magic([u8; 4]),
+    /// The length is over [`FRAME_BYTES_MAX`].
+    #[error("a frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
+    TooLong(usize),
+    /// The frame ended within a field.
+    #[error("the frame is torn")]
+    Torn,
+    /// Something stands behind the last field.
+    #[error("the frame goes on behind its last field")]
+    Trailing,
+    /// A field has a value it cannot have.
+    #[error("{0} has a value it cannot have")]
+    Value(&'static str),
+    /// A list or text is longer than allowed.
+    #[error("{0} is over its limit")]
+    Limit(&'static str),
+    /// A kind of frame that is not known here.
+    #[error("a frame of kind {0} is not known here; is the other side of the same version?")]
+    Kind(u8),
+}
+
+/// What can be read from a frame's payload.
+pub trait Take: Sized {
+    /// Reads kind and fields.
+    ///
+    /// # Errors
+    /// Any [`FeedError`]
+    fn take(payload: &[u8]) -> Result<Self, FeedError>;
+}
+
+/// One whole payload as a message.
+///
+/// # Errors
+/// Any [`FeedError`]
+pub fn decode<M: Take>(payload: &[u8]) -> Result<M, FeedError> {
+    M::take(payload)
+}
+
+/// Cuts a byte stream into messages. Holds at most one incomplete frame and what was pushed since.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Decoder {
+    /// Takes bytes as they came.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, or `None` until more bytes come.
+    ///
+    /// # Errors
+    /// Any [`FeedError`]; drop the connection, there is no way back into step.
+    pub fn poll_message<M: Take>(&mut self) -> Result<Option<M>, FeedError> {
+        self.poll_payload()?.map(M::take).transpose()
+    }
+
+    /// The payload of the next whole frame, or `None` until more bytes come.
+    ///
+    /// # Errors
+    /// [`FeedError::Magic`] and [`FeedError::TooLong`].
+    pub fn poll_payload(&mut self) -> Result<Option<&[u8]>, FeedError> {
+        let rest = &self.bytes[self.at..];
+        let Some([m0, m1, m2, m3, l0, l1, l2, l3]) = rest.first_chunk::<FRAME_HEAD_BYTES>() else {
+            return Ok(None);
+        };
+        let magic = [*m0, *m1, *m2, *m3];
+        if magic != FRAME_MAGIC {
+            return Err(FeedError::Magic(magic));
+        }
+        let length = u32::from_le_bytes([*l0, *l1, *l2, *l3]) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(FeedError::TooLong(length));
+        }
+        let begin = self.at + FRAME_HEAD_BYTES;
+        let Some(payload) = self.bytes.get(begin..begin + length) else {
+            return Ok(None);
+        };
+        self.at = begin + length;
+        Ok(Some(payload))
+    }
+}
+
+impl Take for ToAgent {
+    fn take(payload: &[u8]) -> Result<Self, FeedError> {
+        let mut fields = Fields(payload);
+        let message = match fields.byte()? {
+            kind::HELLO => ToAgent::Hello { version: fields.number()?, process: fields.text()? },
+            kind::WANT => ToAgent::Want { worker: fields.text()? },
+            other => return Err(FeedError::Kind(other)),
+        };
+        fields.end(message)
+    }
+}
+
+impl Take for ToRouter {
+    fn take(payload: &[u8]) -> Result<Self, FeedError> {
+        let mut fields = Fields(payload);
+        let message = match fields.byte()? {
+            kind::HELLO => ToRouter::Hello { version: fields.number()?, process: fields.text()? },
+            kind::STATE => ToRouter::State {
+                worker: fields.text()?,
+                epoch: fields.number()?,
+                seq: fields.number()?,
+                known: fields.known()?,
+                block_tokens: fields.number_32("block_tokens")?,
+            },
+            kind::BATCH => ToRouter::Batch {
+                worker: fields.text()?,
+                epoch: fields.number()?,
+                seq: fields.number()?,
+                ops: fields.ops()?,
+            },
+            kind::SNAPSHOT => ToRouter::Snapshot {
+                worker: fields.text()?,
+                epoch: fields.number()?,
+                seq: fields.number()?,
+                part: fields.number_32("part")?,
+                last: fields.flag()?,
+                sets: fields.sets()?,
+            },
+            kind::GONE => ToRouter::Gone { worker: fields.text()?, epoch: fields.number()? },
+            other => return Err(FeedError::Kind(other)),
+        };
+        fields.end(message)
+    }
+}
+
+/// What is left of a payload.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn end<M>(&self, message: M) -> Result<M, FeedError> {
+        if self.0.is_empty() { Ok(message) } else { Err(FeedError::Trailing) }
+    }
+
+    fn bytes(&mut self, count: usize) -> Result<&[u8], FeedError> {
+        let (head, rest) = self.0.split_at_checked(count).ok_or(FeedError::Torn)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn byte(&mut self) -> Result<u8, FeedError> {
+        let (&byte, rest) = self.0.split_first().ok_or(FeedError::Torn)?;
+        self.0 = rest;
+        Ok(byte)
+    }
+
+    /// Only the shortest form is taken, so that a message has one encoding.
+    fn number(&mut self) -> Result<u64, FeedError> {
+        let mut number = 0u64;
+        for index in 0..NUMBER_BYTES_MAX {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            let shift = 7 * index as u32;
+            if (bits << shift) >> shift != bits || (byte == 0 && index > 0) {
+                return Err(FeedError::Value("a number"));
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(FeedError::Value("a number"))
+    }
+
+    fn number_32(&mut self, what: &'static str) -> Result<u32, FeedError> {
+        u32::try_from(self.number()?).map_err(|_| FeedError::Value(what))
+    }
+
+    /// A length of at most `max`.
+    fn length(&mut self, what: &'static str, max: usize) -> Result<usize, FeedError> {
+        match usize::try_from(self.number()?) {
+            Ok(length) if length <= max => Ok(length),
+            _ => Err(FeedError::Limit(what)),
+        }
+    }
+
+    fn text(&mut self) -> Result<String, FeedError> {
+        let length = self.length("a name", NAME_BYTES_MAX)?;
+        let text = std::str::from_utf8(self.bytes(length)?);
+        text.map(str::to_owned).map_err(|_| FeedError::Value("a name"))
+    }
+
+    fn flag(&mut self) -> Result<bool, FeedError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FeedError::Value("last")),
+        }
+    }
+
+    fn known(&mut self) -> Result<Known, FeedError> {
+        match self.byte()? {
+            0 => Ok(Known::None),
+            1 => Ok(Known::Partial),
+            2 => Ok(Known::Whole),
+            _ => Err(FeedError::Value("known")),
+        }
+    }
+
+    fn ops(&mut self) -> Result<Vec<Op>, FeedError> {
+        let count = self.length("the list of changes", OPS_MAX)?;
+        let mut ops = Vec::with_capacity(count);
+        let mut digests_left = DIGESTS_MAX;
+        for _ in 0..count {
+            let tag = self.byte()?;
+            let length = self.length("the digests of a frame", digests_left)?;
+            digests_left -= length;
+            let (chunks, _) = self.bytes(length * 16)?.as_chunks::<16>();
+            let digests = chunks.iter().map(|chunk| u128::from_le_bytes(*chunk)).collect();
+            ops.push(match tag {
+                op::SET_GPU => Op::Set { level: Level::Gpu, digests },
+                op::SET_HOST => Op::Set { level: Level::Host, digests },
+                op::SET_DISK => Op::Set { level: Level::Disk, digests },
+                op::REMOVE => Op::Remove { digests },
+                op::CLEAR if digests.is_empty() => Op::Clear,
+                _ => return Err(FeedError::Value("a change")),
+            });
+        }
+        Ok(ops)
+    }
+
+    fn sets(&mut self) -> Result<Vec<Op>, FeedError> {
+        let ops = self.ops()?;
+        match ops.iter().all(|op| matches!(op, Op::Set { .. })) {
+            true => Ok(ops),
+            false => Err(FeedError::Value("a part of a snapshot")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{VERSION, encode};
+    use super::*;
+
+    fn digests() -> impl Strategy<Value = Vec<u128>> {
+        prop::collection::vec(any::<u128>(), 0..6)
+    }
+
+    fn set() -> impl Strategy<Value = Op> {
+        (prop::sample::select(Level::ALL.to_vec()), digests())
+            .prop_map(|(level, digests)| Op::Set { level, digests })
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            set(),
+            digests().prop_map(|digests| Op::Remove { digests }),
+            Just(Op::Clear)
+        ];
+        prop::collection::vec(op, 0..5)
+    }
+
+    fn message() -> impl Strategy<Value = ToRouter> {
+        let known = prop::sample::select(vec![Known::None, Known::Partial, Known::Whole]);
+        let head = || (".{0,20}", any::<u64>(), any::<u64>());
+        prop_oneof![
+            (any::<u64>(), ".{0,20}")
+                .prop_map(|(version, process)| ToRouter::Hello { version, process }),
+            (head(), known, any::<u32>()).prop_map(
+                |((worker, epoch, seq), known, block_tokens)| ToRouter::State {
+                    worker,
+                    epoch,
+                    seq,
+                    known,
+                    block_tokens
+                }
+            ),
+            (head(), ops()).prop_map(|((worker, epoch, seq), ops)| ToRouter::Batch {
+                worker,
+                epoch,
+                seq,
+                ops
+            }),
+            (head(), any::<u32>(), any::<bool>(), prop::collection::vec(set(), 0..5)).prop_map(
+                |((worker, epoch, seq), part, last, sets)| ToRouter::Snapshot {
+                    worker,
+                    epoch,
+                    seq,
+                    part,
+                    last,
+                    sets
+                }
+            ),
+            head().prop_map(|(worker, epoch, _)| ToRouter::Gone { worker, epoch }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_the_stream_gives_the_same_messages(
+            messages in prop::collection::vec(message(), 0..6),
+            cuts in prop::collection::vec(1usize..60, 1..20),
+        ) {
+            let stream: Vec<u8> = messages.iter().flat_map(encode).collect();
+            let (mut decoder, mut got, mut at) = (Decoder::default(), Vec::new(), 0);
+            let mut cuts = cuts.into_iter().cycle();
+            while at < stream.len() {
+                let end = (at + cuts.next().unwrap()).min(stream.len());
+                decoder.push(&stream[at..end]);
+                at = end;
+                while let Some(message) = decoder.poll_message::<ToRouter>().unwrap() {
+                    got.push(message);
+                }
+            }
+            prop_assert_eq!(got, messages);
+        }
+
+        #[test]
+        fn what_is_understood_has_one_encoding(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(message) = decode::<ToRouter>(&bytes) {
+                prop_assert_eq!(&encode(&message)[FRAME_HEAD_BYTES..], &bytes);
+            }
+            if let Ok(message) = decode::<ToAgent>(&bytes) {
+                prop_assert_eq!(&encode(&message)[FRAME_HEAD_BYTES..], &bytes);
+            }
+        }
+
+        #[test]
+        fn a_torn_frame_is_refused(message in message(), cut in any::<prop::sample::Index>()) {
+            let frame = encode(&message);
+            let payload = &frame[FRAME_HEAD_BYTES..];
+            prop_assert!(decode::<ToRouter>(&payload[..cut.index(payload.len())]).is_err());
+        }
+    }
+
+    #[test]
+    fn what_a_router_says_comes_back() {
+        for message in [
+            ToAgent::Hello { version: VERSION, process: "cgn-router".into() },
+            ToAgent::Want { worker: "n/d/0".into() },
+        ] {
+            let mut decoder = Decoder::default();
+            decoder.push(&encode(&message));
+            assert_eq!(decoder.poll_message::<ToAgent>(), Ok(Some(message)));
+            assert_eq!(decoder.poll_message::<ToAgent>(), Ok(None));
+        }
+    }
+
+    #[test]
+    fn the_largest_frame_made_is_taken() {
+        let message = ToRouter::Batch {
+            worker: "w".repeat(NAME_BYTES_MAX),
+            epoch: u64::MAX,
+            seq: u64::MAX,
+            ops: vec![Op::Remove { digests: vec![7; DIGESTS_MAX] }],
+        };
+        let mut decoder = Decoder::default();
+        decoder.push(&encode(&message));
+        assert_eq!(decoder.poll_message::<ToRouter>(), Ok(Some(message)));
+    }
+
+    #[test]
+    fn lengths_are_refused_before_they_are_waited_for() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"CGF1\xff\xff\xff\xff");
+        assert!(matches!(decoder.poll_payload(), Err(FeedError::TooLong(_))));
+        let mut decoder = Decoder::default();
+        decoder.push(b"CGN1\0\0\0\0");
+        assert!(matches!(decoder.poll_payload(), Err(FeedError::Magic(_))));
+        let mut long = vec![kind::BATCH, 0, 0, 0, 1, op::SET_GPU];
+        long.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+        assert_eq!(decode::<ToRouter>(&long), Err(FeedError::Limit("the digests of a frame")));
+    }
+}
