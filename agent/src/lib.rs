@@ -13,6 +13,7 @@ pub mod attach;
 pub mod config;
 pub mod engine;
 pub mod gguf;
+pub mod kv_events;
 pub mod log;
 pub mod metrics;
 pub mod node;
