@@ -24,6 +24,9 @@ use tokio::task::JoinHandle;
 
 use crate::attach::{self, FromControl};
 use crate::config::Config;
+use crate::kv_events::board::Board;
+use crate::kv_events::follow_engines::Following;
+use crate::kv_events::serve::{Address, Bound};
 use crate::log::Tail;
 use crate::metrics::Metrics;
 use crate::node;
@@ -63,10 +66,12 @@ pub async fn run(config: Config, config_path: PathBuf) -> Result<(), StartError>
     }
     make_log_dir(&config.agent.log_dir)?;
     let metrics = Metrics::new()?;
+    let (following, kv_feed) = follow_engines(&config.agent.events_listen, &metrics)?;
     let (mut stop, mut children) = signals().map_err(StartError::Signals)?;
     let (events_in, mut events) = mpsc::channel(EVENTS_QUEUED_MAX);
     let (control_in, mut from_control) = mpsc::channel(FROM_CONTROL_QUEUED_MAX);
-    let (mut agent, reports) = Agent::new(config, config_path, state, metrics.clone(), events_in);
+    let (mut agent, reports) =
+        Agent::new(config, config_path, state, metrics.clone(), events_in, following, kv_feed);
 
     tokio::spawn(async move {
         if let Err(error) = metrics.serve(listener).await {
@@ -108,6 +113,20 @@ pub async fn run(config: Config, config_path: PathBuf) -> Result<(), StartError>
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Opens the feed, if there is to be one; gives where routers dial it.
+fn follow_engines(
+    events_listen: &str,
+    metrics: &Metrics,
+) -> Result<(Following, Option<String>), StartError> {
+    let refuse = |source| StartError::Events { address: events_listen.to_owned(), source };
+    let invalid = |why| refuse(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let address = Address::parse(events_listen).map_err(invalid)?;
+    let bound = address.map(|address| address.bind()).transpose().map_err(refuse)?;
+    let dialled = bound.as_ref().map(Bound::dialled).transpose().map_err(refuse)?;
+    let following = Following::start(bound, Board::new(metrics.kv.clone())).map_err(refuse)?;
+    Ok((following, dialled))
 }
 
 fn make_log_dir(path: &Path) -> Result<(), StartError> {
@@ -168,6 +187,7 @@ struct Agent {
     metrics: Metrics,
     reports: watch::Sender<AgentReport>,
     events: mpsc::Sender<(ReplicaId, Event)>,
+    following: Following,
 }
 
 impl Agent {
@@ -177,11 +197,14 @@ impl Agent {
         state: StateDir,
         metrics: Metrics,
         events: mpsc::Sender<(ReplicaId, Event)>,
+        following: Following,
+        kv_feed: Option<String>,
     ) -> (Self, watch::Receiver<AgentReport>) {
         let node = Node {
             id: config.agent.node_id.clone(),
             cpu_cores: node::cpu_cores(),
             memory_bytes: node::memory_bytes(),
+            kv_feed,
         };
         let observed = Observed::default();
         let (reports, receiver) =
@@ -201,6 +224,7 @@ impl Agent {
             metrics,
             reports,
             events,
+            following,
             config,
             config_path,
         };

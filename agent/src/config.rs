@@ -10,6 +10,7 @@ use std::time::Duration;
 use dataplane::config::{ConfigError, require_loopback};
 use serde::{Deserialize, Serialize};
 
+use crate::kv_events::serve::Address;
 use crate::node;
 use crate::supervise::Limits;
 
@@ -43,6 +44,9 @@ pub struct Agent {
     pub control: String,
     /// Where `/metrics` and `/healthz` are served. Default `127.0.0.1:9093`.
     pub metrics_listen: SocketAddr,
+    /// Where routers hear what KV caches hold: `host:port` on loopback, or `unix:/path`. Default
+    /// `127.0.0.1:9094`. Empty: nowhere.
+    pub events_listen: String,
     /// Holds the last desired state over restarts. Default `/var/lib/cognitora/agent`.
     pub state_dir: PathBuf,
     /// Holds the engines' logs. Default `/var/log/cognitora/engines`.
@@ -85,6 +89,7 @@ impl Default for Agent {
             node_id: node::hostname(),
             control: "http://127.0.0.1:9090".to_owned(),
             metrics_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9093),
+            events_listen: "127.0.0.1:9094".to_owned(),
             state_dir: "/var/lib/cognitora/agent".into(),
             log_dir: "/var/log/cognitora/engines".into(),
             model_dir: "/var/lib/cognitora/models".into(),
@@ -146,6 +151,9 @@ fn check(path: &Path, agent: &Agent) -> Result<(), ConfigError> {
         Err(ConfigError::Value { path: path.to_owned(), key: format!("agent.{key}"), message })
     };
     require_loopback(path, "agent.metrics_listen", agent.metrics_listen)?;
+    if let Err(why) = Address::parse(&agent.events_listen) {
+        return refuse("events_listen", why);
+    }
     if !is_node_id(&agent.node_id) {
         return refuse(
             "node_id",
@@ -263,6 +271,8 @@ mod tests {
     fn values_that_cannot_be_used_are_refused_by_key() {
         for (text, key) in [
             ("metrics_listen = \"0.0.0.0:1\"", "agent.metrics_listen"),
+            ("events_listen = \"0.0.0.0:1\"", "agent.events_listen"),
+            ("events_listen = \"unix:x\"", "agent.events_listen"),
             ("node_id = \"a/b\"", "agent.node_id"),
             ("node_id = \"\"", "agent.node_id"),
             ("control = \"https://127.0.0.1:1\"", "agent.control"),

@@ -231,7 +231,7 @@ pub fn render(
         Kind::LlamaCpp => llama_cpp::render(spec, model, place.port),
         Kind::Vllm => vllm::render(spec, model, place),
         Kind::Sglang => sglang::render(spec, model, place),
-        Kind::Sim => sim::render(spec, place.port),
+        Kind::Sim => sim::render(spec, place),
     }
 }
 
@@ -303,6 +303,12 @@ fn refuse_owned(extra_args: &[String], owned: &[&str]) -> Result<(), SpecError> 
         Some(flag) => Err(SpecError::OwnedFlag { flag }),
         None => Ok(()),
     }
+}
+
+/// Data-parallel ranks an engine of that command line has; each says what it caches on a port of its own.
+pub fn data_parallel_ranks(args: &[String]) -> u32 {
+    let names = ["--data-parallel-size", "-dp", "--dp-size", "--dp"];
+    value_of(args, &names).and_then(|value| value.parse().ok()).unwrap_or(1)
 }
 
 /// The value of the last of `names` in `extra_args`, as `--name value` or `--name=value`.

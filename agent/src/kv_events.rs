@@ -13,14 +13,15 @@
 //! All of it runs on a thread of its own, so that a burst of events never delays the watch over
 //! engines. No request byte passes through here.
 
-//board
+pub mod board;
 pub mod decode;
 pub mod event;
-//fe
+pub mod follow_engines;
+pub mod metrics;
 pub mod msgpack;
-//seq
-//serve
-//sub
-//trt
+pub mod sequence;
+pub mod serve;
+pub mod subscribe;
+pub mod tensorrt;
 pub mod translate;
 pub mod writer;

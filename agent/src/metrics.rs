@@ -7,6 +7,8 @@
 //! | `cgn_agent_engine_running_requests` | worker | by the engine's own word; absent where it has none |
 //! | `cgn_agent_engine_start_seconds` | | from spawn to ready (histogram) |
 //! | `cgn_agent_control_connected` | | 1 while attached to control |
+//!
+//! Those of KV events and the feed stand in [`crate::kv_events::metrics`].
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -20,6 +22,8 @@ use prometheus::{
     TextEncoder,
 };
 use tokio::net::TcpListener;
+
+use crate::kv_events::metrics::KvMetrics;
 
 /// Engines start in a second (simulated) to many minutes (hundreds of GB of weights).
 const START_SECONDS_BUCKETS: [f64; 12] =
@@ -36,6 +40,8 @@ pub struct Metrics {
     pub start_seconds: Histogram,
     /// 1 while attached.
     pub control_connected: IntGauge,
+    /// Of KV events and the feed.
+    pub kv: KvMetrics,
 }
 
 impl Metrics {
@@ -45,8 +51,10 @@ impl Metrics {
     /// When a metric's declaration is wrong.
     pub fn new() -> prometheus::Result<Self> {
         let worker = &["worker"];
+        let registry = Registry::new();
         let metrics = Metrics {
-            registry: Registry::new(),
+            kv: KvMetrics::new(&registry)?,
+            registry,
             ready: IntGaugeVec::new(
                 Opts::new("cgn_agent_engine_ready", "1 while the engine takes requests"),
                 worker,

@@ -1,5 +1,6 @@
 //! What the agent tells control: an [`AgentReport`] made from what is [`Observed`]. Pure.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use control::api::engine::State;
@@ -16,6 +17,8 @@ pub struct Node {
     pub cpu_cores: u32,
     /// Memory of the machine; 0 is unknown.
     pub memory_bytes: u64,
+    /// Where routers dial for what KV caches hold, if anywhere.
+    pub kv_feed: Option<String>,
 }
 
 /// The whole of what is observed.
@@ -34,7 +37,7 @@ pub fn report(
         engines: observed
             .replicas
             .iter()
-            .map(|(id, replica)| engine(&node.id, id, replica, now))
+            .map(|(id, replica)| engine(node, id, replica, now))
             .collect(),
     }
 }
@@ -64,9 +67,9 @@ pub fn state(replica: &Replica) -> State {
     }
 }
 
-fn engine(node_id: &str, id: &ReplicaId, replica: &Replica, now: Duration) -> Engine {
+fn engine(node: &Node, id: &ReplicaId, replica: &Replica, now: Duration) -> Engine {
     let mut engine = Engine {
-        worker_id: id.worker_id(node_id),
+        worker_id: id.worker_id(&node.id),
         deployment: id.deployment.clone(),
         replica: id.replica,
         state: state(replica).into(),
@@ -95,6 +98,10 @@ fn engine(node_id: &str, id: &ReplicaId, replica: &Replica, now: Duration) -> En
         .collect();
     engine.epoch = run.epoch;
     engine.model_files = run.expected.model_files.clone().unwrap_or_default();
+    if let Some(block_tokens) = &run.kv_block_tokens {
+        engine.kv_feed = node.kv_feed.clone().unwrap_or_default();
+        engine.kv_block_tokens = block_tokens.load(Relaxed);
+    }
     engine.log_path = run.log_path.display().to_string();
     // Kept while it is down: it comes back there, and routers know it is only away.
     engine.url = format!("http://127.0.0.1:{}", run.port);

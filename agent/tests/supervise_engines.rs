@@ -291,7 +291,7 @@ async fn bad_configuration_ends_with_one_clear_line() {
     assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
     assert!(
         said.contains(
-            "agent.toml:14: unknown key `bakoff_max_ms`; the nearest known key is `backoff_max_ms`"
+            "agent.toml:15: unknown key `bakoff_max_ms`; the nearest known key is `backoff_max_ms`"
         ),
         "{said}"
     );

@@ -114,6 +114,13 @@ pub struct Worker {
     pub power_watts: Option<f32>,
     /// Requests the engine itself says it is working on, where it says.
     pub running_requests: Option<u32>,
+    /// Where its agent tells what its KV cache holds ([`crate::feed`]): `host:port` or `unix:/path`;
+    /// none where the engine has no KV events.
+    #[serde(default)]
+    pub kv_feed: Option<String>,
+    /// Tokens in a block of its KV cache, by the engine's own word; 0 is unknown.
+    #[serde(default)]
+    pub kv_block_tokens: u32,
     /// Folder on the worker's node with the model's tokenizer and chat template, where it has one.
     #[serde(default)]
     pub model_files: Option<String>,

@@ -397,6 +397,8 @@ mod tests {
             epoch,
             power_watts: None,
             running_requests: None,
+            kv_feed: None,
+            kv_block_tokens: 0,
             model_files: None,
         }
     }

@@ -307,6 +307,8 @@ impl StaticWorker {
             epoch: 0,
             power_watts: None,
             running_requests: None,
+            kv_feed: None,
+            kv_block_tokens: 0,
             model_files: None,
         }
     }

@@ -4,13 +4,16 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use control::api::EngineSpec;
 use nix::sys::signal::Signal;
 
 use super::{Agent, Watched};
-use crate::engine::Place;
+use crate::engine::{EventSource, Place};
+use crate::kv_events::follow_engines::Source;
 use crate::log::{LogFile, capture};
 use crate::process::{self, Invocation};
 use crate::supervise::{Action, Event, ReplicaId, Run};
@@ -80,17 +83,48 @@ impl Agent {
             env_prefix_removed: rendering.env_prefix_removed,
         };
         let log_path = self.log_path(id);
+        let events = rendering.events;
         match self.spawn(&invocation, &log_path) {
             Ok(watched) => {
                 let (epoch, pid) = (watched.epoch, watched.process.pid());
                 tracing::info!(worker = self.worker(id), pid, port, epoch, "started");
                 self.processes.insert(id.clone(), watched);
-                Event::Spawned(Run { epoch, pid, port, expected: rendering.expected, log_path })
+                let kv_block_tokens =
+                    events.map(|events| self.follow(id, epoch, spec, events, &rendering.args));
+                Event::Spawned(Run {
+                    epoch,
+                    pid,
+                    port,
+                    expected: rendering.expected,
+                    log_path,
+                    kv_block_tokens,
+                })
             }
             Err(error) => {
                 Event::SpawnFailed(format!("cannot start {}: {error}", cleared.program.display()))
             }
         }
+    }
+
+    /// Has the engine's KV events followed, for as long as this process lives.
+    fn follow(
+        &self,
+        id: &ReplicaId,
+        epoch: u64,
+        spec: &EngineSpec,
+        events: EventSource,
+        args: &[String],
+    ) -> Arc<AtomicU32> {
+        let block_tokens = Arc::<AtomicU32>::default();
+        let source = Source {
+            epoch,
+            model: spec.model.clone(),
+            ranks: engine::data_parallel_ranks(args),
+            events,
+            block_tokens: Arc::clone(&block_tokens),
+        };
+        self.following.begin(&self.worker(id), source);
+        block_tokens
     }
 
     fn spawn(&mut self, invocation: &Invocation<'_>, log_path: &Path) -> io::Result<Watched> {
@@ -130,6 +164,7 @@ impl Agent {
             .collect();
         for (id, status) in ended {
             let Some(watched) = self.processes.remove(&id) else { continue };
+            self.following.end(&self.worker(&id), watched.epoch);
             let events = self.events.clone();
             tokio::spawn(async move {
                 // Should something that left the group hold the pipe open, it loses its log.

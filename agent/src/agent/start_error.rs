@@ -30,6 +30,16 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The listener of the feed.
+    #[error(
+        "events_listen {address}: {source}; stop what listens there, or set [agent] events_listen to another address"
+    )]
+    Events {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The address of control.
     #[error("control: {0}; set [agent] control to http://127.0.0.1:PORT")]
     Control(#[from] tonic::transport::Error),

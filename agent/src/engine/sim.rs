@@ -8,18 +8,19 @@ use clap::Parser;
 use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
-use super::{Expected, KvCapacity, Rendering, SpecError, environment, refuse_owned};
+use super::events::{self, EventSource};
+use super::{Expected, KvCapacity, Place, Rendering, SpecError, environment, refuse_owned};
 use crate::sim::options::{Dialect, Options, Settings};
 
 /// Flags the agent sets; in `extra_args` they are refused.
 const OWNED: [&str; 7] =
     ["--listen", "--host", "--port", "--model", "--slots", "--max-seqs", "--context-length"];
 
-pub(super) fn render(spec: &EngineSpec, port: u16) -> Result<Rendering, SpecError> {
+pub(super) fn render(spec: &EngineSpec, place: &Place<'_>) -> Result<Rendering, SpecError> {
     refuse_owned(&spec.extra_args, &OWNED)?;
     let mut args: Vec<String> = vec![
         "--listen".into(),
-        format!("127.0.0.1:{port}"),
+        format!("127.0.0.1:{}", place.port),
         "--model".into(),
         spec.model.clone(),
         "--slots".into(),
@@ -29,7 +30,13 @@ pub(super) fn render(spec: &EngineSpec, port: u16) -> Result<Rendering, SpecErro
         args.extend(["--context-length".into(), spec.context_length_tokens.to_string()]);
     }
     args.extend(spec.extra_args.iter().cloned());
-    let settings = settings(&args)?;
+    let mut settings = settings(&args)?;
+    // llama.cpp has no KV events, and what mimics it should not be known better.
+    if settings.dialect == Dialect::Vllm && settings.events.is_none() {
+        let own = EventSource::at(place.socket_dir, place.port, events::Dialect::Vllm)?;
+        args.extend(event_flags(&own));
+        settings = self::settings(&args)?;
+    }
     let kind = match settings.dialect {
         Dialect::LlamaCpp => EngineKind::LlamaCpp,
         Dialect::Vllm => EngineKind::Vllm,
@@ -48,7 +55,22 @@ pub(super) fn render(spec: &EngineSpec, port: u16) -> Result<Rendering, SpecErro
         model_files: None,
     };
     let env = environment(spec, &[])?;
-    Ok(Rendering { args, env, env_prefix_removed: None, expected, events: None })
+    let events = settings.events.map(|events| EventSource {
+        live: events.endpoint,
+        replay: events.replay_endpoint,
+        topic: events.topic,
+        dialect: events::Dialect::Vllm,
+    });
+    Ok(Rendering { args, env, env_prefix_removed: None, expected, events })
+}
+
+fn event_flags(source: &EventSource) -> Vec<String> {
+    let mut flags = vec!["--kv-events-endpoint".to_owned(), source.live.clone()];
+    if let Some(replay) = &source.replay {
+        flags.extend(["--kv-events-replay-endpoint".to_owned(), replay.clone()]);
+    }
+    flags.extend(["--kv-events-topic".to_owned(), source.topic.clone()]);
+    flags
 }
 
 fn settings(args: &[String]) -> Result<Settings, SpecError> {

@@ -1,6 +1,8 @@
 //! What can happen to a replica, in words.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use crate::engine::{Expected, Facts};
@@ -18,6 +20,8 @@ pub struct Run {
     pub expected: Expected,
     /// Where its output goes.
     pub log_path: PathBuf,
+    /// Tokens in a block of its KV cache, 0 until it says; none where it has no KV events.
+    pub kv_block_tokens: Option<Arc<AtomicU32>>,
 }
 
 /// Requests an engine has.

@@ -138,7 +138,14 @@ impl World {
             kv: KvCapacity::Pool { tokens: 1 },
             model_files: None,
         };
-        let run = Run { epoch, pid: 1, port: 1, expected, log_path: "e.log".into() };
+        let run = Run {
+            epoch,
+            pid: 1,
+            port: 1,
+            expected,
+            log_path: "e.log".into(),
+            kv_block_tokens: None,
+        };
         self.tell(&id, Event::Spawned(run));
     }
 

@@ -78,10 +78,11 @@ impl House {
         std::fs::write(path("cgn-control.toml"), text).unwrap();
         let text = format!(
             "[agent]\nnode_id = \"n\"\ncontrol = \"http://{control}\"\nmetrics_listen = \"{}\"\n\
-             state_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
+             events_listen = \"unix:{}\"\nstate_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
              engine_port_min = {}\nengine_port_max = {}\nbackoff_initial_ms = 200\n\
              stop_grace_s = 2\nshutdown_timeout_s = 1\n[engines]\n{engines}\n",
             house.address(3),
+            path("kv.sock").display(),
             path("state"),
             path("logs"),
             path("models"),

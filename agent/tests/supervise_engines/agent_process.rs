@@ -56,11 +56,12 @@ impl Home {
         let (min, max) = (self.engine_port_min, self.engine_port_min + ENGINE_PORTS);
         let text = format!(
             "[agent]\nnode_id = \"n\"\ncontrol = \"http://{control}\"\nmetrics_listen = \"{}\"\n\
-             state_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
+             events_listen = \"unix:{}\"\nstate_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
              engine_port_min = {min}\nengine_port_max = {max}\n\
              backoff_initial_ms = 100\ndrain_settle_ms = 200\nprobe_interval_ms = 200\n\
              stop_grace_s = 2\n{agent}\n[engines]\n{engines}\n",
             self.metrics,
+            self.path("kv.sock").display(),
             self.state,
             self.path("logs"),
             self.path("models"),

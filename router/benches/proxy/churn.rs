@@ -149,6 +149,8 @@ fn worker(model: u64, at: usize, port: u16) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        kv_feed: None,
+        kv_block_tokens: 0,
         model_files: None,
     }
 }

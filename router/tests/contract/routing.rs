@@ -146,6 +146,8 @@ fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        kv_feed: None,
+        kv_block_tokens: 0,
         model_files: None,
     }
 }

@@ -59,6 +59,8 @@ fn worker(engine: &Speaker, state: WorkerState) -> Worker {
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        kv_feed: None,
+        kv_block_tokens: 0,
         model_files: None,
     }
 }

@@ -43,11 +43,12 @@ fn agent(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> Strin
     let engine = engine.map(|(key, program)| format!("{key} = {}\n", quoted(program)));
     format!(
         "[agent]\ncontrol = \"http://127.0.0.1:{}\"\nmetrics_listen = \"127.0.0.1:{}\"\n\
-         state_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
+         events_listen = {}\nstate_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
          engine_port_min = {}\nengine_port_max = {}\n\n\
          [engines]\n{}sim = {}\n",
         ports.control,
         ports.agent,
+        quoted(Path::new(&format!("unix:{}", cache.run.join("kv.sock").display()))),
         quoted(&cache.run.join("agent-state")),
         quoted(&cache.run.join("logs/engines")),
         quoted(&cache.root.join("models")),
