@@ -29,6 +29,8 @@ pub use decode::{Decoder, FeedError, Take, decode};
 pub use encode::{Put, encode};
 pub use follow::{Follower, Step};
 
+pub use crate::route::index::Level;
+
 /// Both sides say it first; a side that hears another number hangs up.
 pub const VERSION: u64 = 1;
 /// First four bytes of each frame.
@@ -43,31 +45,6 @@ pub const DIGESTS_MAX: usize = 16_384;
 pub const OPS_MAX: usize = 64;
 /// Longest name of a worker or process: the parts of a worker id are bounded below this.
 pub const NAME_BYTES_MAX: usize = 512;
-
-/// Where a block lies, the fastest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
-    /// In the accelerator's memory: used as it is.
-    Gpu,
-    /// In the host's memory: copied before it is used.
-    Host,
-    /// On a disk of the node: read before it is used.
-    Disk,
-}
-
-impl Level {
-    /// All of them, the fastest first.
-    pub const ALL: [Level; 3] = [Level::Gpu, Level::Host, Level::Disk];
-
-    /// The name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Level::Gpu => "gpu",
-            Level::Host => "host",
-            Level::Disk => "disk",
-        }
-    }
-}
 
 /// One change of what a worker holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,6 @@
 pub mod config;
 pub mod crash;
 pub mod digest;
-pub mod route;
 pub mod feed;
+pub mod route;
 pub mod wire;

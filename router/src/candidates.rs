@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::admit::Ticket;
 use crate::cluster::{ModelView, WorkerView};
-use crate::index::{Match, WorkerCache};
+use crate::index::Match;
 use crate::openai::Endpoint;
+use crate::overlap::{self, Overlap, Source, overlaps};
 use crate::pick::{self, Candidate, Exclusion};
 use crate::shard::Shard;
 use crate::tokenize::Prefix;
@@ -40,8 +41,10 @@ pub struct Seat {
     pub worker: Arc<WorkerView>,
     /// How far its cache is believed to match.
     pub matched: Match,
-    /// The same in tokens.
+    /// Tokens of the prompt it is believed to hold.
     pub prefix_tokens: u64,
+    /// Where that belief comes from.
+    pub source: Source,
 }
 
 impl Seat {
@@ -65,7 +68,7 @@ pub fn gather(
     endpoint: Endpoint,
     prefix: &Prefix,
     tried: &Tried,
-) -> Vec<(Candidate, Match)> {
+) -> Vec<(Candidate, Overlap)> {
     let now_ms = shard.now_ms();
     let excluded: Vec<Option<Exclusion>> = model
         .workers
@@ -75,30 +78,24 @@ pub fn gather(
                 .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried))
         })
         .collect();
-    let asked: Vec<Option<&WorkerCache>> = model
-        .workers
-        .iter()
-        .zip(&excluded)
-        .map(|(view, excluded)| excluded.is_none().then_some(&view.life.cache))
-        .collect();
-    let matches = shard.cluster.index.depths(&prefix.digests, &asked);
+    let found = overlaps(shard, model, prefix, |at| excluded[at].is_none());
     model
         .workers
         .iter()
         .zip(excluded)
-        .zip(matches)
-        .map(|((view, excluded), matched)| {
+        .zip(found)
+        .map(|((view, excluded), overlap)| {
             let life = &view.life;
             let candidate = Candidate {
                 excluded,
-                prefix_tokens: prefix.tokens_in(matched.blocks),
+                prefix_tokens: prefix.tokens_in(overlap.blocks[2] as usize),
                 inflight: life.inflight.load(Relaxed),
                 slots: view.worker.slots.max(1),
                 picked: life.picked.load(Relaxed),
                 power_watts: view.worker.power_watts,
                 cache_free: life.cache.free_share(),
             };
-            (candidate, matched)
+            (candidate, overlap)
         })
         .collect()
 }
@@ -122,13 +119,14 @@ pub fn seat(
     let at =
         pick::worker(&candidates, prefix.prompt_tokens, &ticket.view().weights, shard.next_id())?;
     let worker = Arc::clone(&model.workers[at]);
-    let matched = gathered[at].1;
+    let Overlap { matched, source, .. } = gathered[at].1;
     worker.life.inflight.fetch_add(1, Relaxed);
     worker.life.picked.fetch_add(1, Relaxed);
     if !prefix.digests.is_empty() {
-        shard.cluster.index.insert(&prefix.digests, matched, &worker.life.cache);
+        let cache = overlap::cache(&worker, source);
+        shard.cluster.index.insert(&prefix.digests, matched, cache);
     }
-    Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched })
+    Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched, source })
 }
 
 /// With one worker and nothing to look up there is nothing to decide.
@@ -143,5 +141,10 @@ fn seat_at_only(
     }
     worker.life.inflight.fetch_add(1, Relaxed);
     worker.life.picked.fetch_add(1, Relaxed);
-    Some(Seat { worker: Arc::clone(worker), matched: Match::default(), prefix_tokens: 0 })
+    Some(Seat {
+        worker: Arc::clone(worker),
+        matched: Match::default(),
+        prefix_tokens: 0,
+        source: Source::Learned,
+    })
 }

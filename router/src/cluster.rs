@@ -4,11 +4,14 @@
 //! Owned here: who exists, who is healthy, what is in flight. Readers load one pointer and never wait.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use dataplane::feed::Known;
+use dataplane::route::index::{Index, Limits, LimitsError, WorkerNumber};
 use dataplane::wire::{EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
 
 use crate::breaker::Breaker;
@@ -16,6 +19,7 @@ use crate::breaker::outlier::{WorkerWindow, eject};
 use crate::hall::{Bells, ModelLife};
 use crate::hedge::Hedging;
 use crate::index::{PrefixIndex, WorkerCache};
+use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
 use crate::pick::Exclusion;
 use crate::retry::RetryBudget;
@@ -25,6 +29,10 @@ use crate::upstream::Target;
 pub struct WorkerLife {
     /// Belief about its KV cache.
     pub cache: WorkerCache,
+    /// What was routed to it lately and is not in its engine's events yet.
+    pub predicted: WorkerCache,
+    /// What its engine's events say of its KV cache.
+    pub feed: FeedState,
     /// Requests in flight to it, over all cores.
     pub inflight: AtomicU32,
     /// Requests given to it.
@@ -102,9 +110,26 @@ pub struct ModelView {
     pub workers: Vec<Arc<WorkerView>>,
     /// What outlives a view.
     pub life: Arc<ModelLife>,
+    /// Number in the index → place in `workers`.
+    positions: HashMap<u32, usize>,
 }
 
 impl ModelView {
+    /// The place of the worker with that number in the index.
+    pub fn position_of(&self, number: u32) -> Option<usize> {
+        self.positions.get(&number).copied()
+    }
+
+    /// Tokens in a block of this model's engines, as the first of them says that tells of its blocks;
+    /// one that cuts otherwise is routed to by what is learned of it.
+    pub fn block_tokens(&self, now_ms: u64) -> Option<usize> {
+        let told = |view: &&Arc<WorkerView>| {
+            view.life.feed.known(now_ms) != Known::None && view.life.feed.block_tokens() > 0
+        };
+        let view = self.workers.iter().find(told)?;
+        usize::try_from(view.life.feed.block_tokens()).ok()
+    }
+
     /// Requests its ready workers may have in flight together.
     pub fn places(&self, per_slot: u32, now_ms: u64) -> u32 {
         let ready = |worker: &&Arc<WorkerView>| worker.is_ready(now_ms);
@@ -130,6 +155,8 @@ impl View {
     }
 }
 
+/// Workers whose engines tell of their blocks, at a time.
+const EVENT_WORKERS_MAX: usize = 4_096;
 /// Tokens per byte of prompt text before anything was learned: English, byte-pair encoded.
 const TOKENS_PER_BYTE_START: f32 = 0.25;
 
@@ -138,6 +165,8 @@ pub struct Cluster {
     view: ArcSwap<View>,
     /// Where blocks are believed to be.
     pub index: PrefixIndex,
+    /// Where engines say that blocks are.
+    held: OnceLock<Index>,
     /// Requests in flight over all cores and models.
     pub inflight: AtomicU32,
     /// Tokens per byte of prompt text, learned from `usage` (bits of an `f32`).
@@ -171,6 +200,7 @@ impl Cluster {
                 weights: config.score_weights,
             }),
             index: PrefixIndex::new(config.kv.index_blocks_max),
+            held: OnceLock::new(),
             inflight: AtomicU32::new(0),
             tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE_START.to_bits()),
             draining: AtomicBool::new(false),
@@ -227,6 +257,7 @@ impl Cluster {
             // An engine started anew has an empty cache, and may have learned to tokenize.
             if life.epoch.swap(worker.epoch, Relaxed) != worker.epoch {
                 life.cache.clear();
+                life.predicted.clear();
                 life.cannot_tokenize.store(false, Relaxed);
                 life.breaker.reset();
                 life.window.reset(self.now_ms());
@@ -241,23 +272,46 @@ impl Cluster {
             let model = models.entry(worker.model.clone()).or_insert_with(|| ModelView {
                 name: worker.model.clone(),
                 workers: Vec::new(),
+                positions: HashMap::new(),
                 life: old.models.get(&worker.model).map_or_else(
                     || Arc::new(ModelLife::new(&self.config.queue)),
                     |known| Arc::clone(&known.life),
                 ),
             });
+            model.positions.insert(life.cache.number(), model.workers.len());
             model.workers.push(Arc::new(WorkerView { worker, target, life }));
         }
         let weights = snapshot.weights.filter(ScoreWeights::is_valid).unwrap_or(self.weights);
         self.view.store(Arc::new(View { version: snapshot.version, models, weights }));
-        let gone: Vec<u32> = old
-            .workers()
-            .filter(|view| !kept.contains(&view.worker.id))
-            .map(|view| view.life.cache.number())
+        let left = || old.workers().filter(|view| !kept.contains(&view.worker.id));
+        let gone: Vec<u32> = left()
+            .flat_map(|view| [view.life.cache.number(), view.life.predicted.number()])
             .collect();
         if !gone.is_empty() {
             self.index.remove_workers(&gone);
         }
+        if let Some(index) = self.held() {
+            left().for_each(|view| index.remove_worker(WorkerNumber(view.life.cache.number())));
+        }
+    }
+
+    /// What engines say they hold; `None` until one did.
+    pub fn held(&self) -> Option<&Index> {
+        self.held.get()
+    }
+
+    /// The same, made now if need be: routers without events pay nothing for it.
+    ///
+    /// # Errors
+    /// The configured limits are none that an index can have.
+    pub fn held_or_new(&self) -> Result<&Index, LimitsError> {
+        if let Some(index) = self.held.get() {
+            return Ok(index);
+        }
+        let limits =
+            Limits { blocks_max: self.config.kv.event_blocks_max, workers_max: EVENT_WORKERS_MAX };
+        let index = Index::new(limits, RandomState::new().hash_one(0u8))?;
+        Ok(self.held.get_or_init(|| index))
     }
 
     fn note_draining(&self, life: &WorkerLife, state: WorkerState) {
@@ -321,14 +375,20 @@ impl Cluster {
     }
 
     fn new_life(&self, worker: &Worker, next_number: &mut u32, healthy: bool) -> Arc<WorkerLife> {
+        // One for what is learned and told of it, one for what is predicted.
         let number = *next_number;
-        *next_number = next_number.wrapping_add(1);
+        *next_number = next_number.wrapping_add(2);
         let blocks = match worker.kv_cache_tokens / self.block_tokens {
             0 => self.worker_blocks_default,
             blocks => blocks,
         };
         Arc::new(WorkerLife {
             cache: WorkerCache::new(number, blocks),
+            predicted: WorkerCache::of_predictions(
+                number.wrapping_add(1),
+                self.config.kv.prediction_ms,
+            ),
+            feed: FeedState::default(),
             inflight: AtomicU32::new(0),
             picked: AtomicU64::new(0),
             healthy: AtomicBool::new(healthy),

@@ -151,6 +151,12 @@ pub struct Kv {
     pub block_bytes: usize,
     /// Blocks the index remembers over all workers; 64 bytes each.
     pub index_blocks_max: usize,
+    /// Blocks remembered of what engines say they hold, each counted once; 35 bytes each at most, taken
+    /// when the first engine says something.
+    pub event_blocks_max: usize,
+    /// What was routed to an engine that tells of its blocks counts as there for so long, until the
+    /// engine confirms or denies it.
+    pub prediction_ms: u64,
     /// Blocks a worker is believed to hold when it does not say; learned from there.
     pub worker_blocks_default: u64,
     /// An engine gets this long to tokenize before the text path takes over.
@@ -170,6 +176,8 @@ impl Default for Kv {
             block_tokens: 16,
             block_bytes: 512,
             index_blocks_max: 1 << 20,
+            event_blocks_max: 4 << 20,
+            prediction_ms: 30_000,
             worker_blocks_default: 16_384,
             tokenize_timeout_ms: 1_000,
             token_cache_entries_max: 1_024,

@@ -13,7 +13,7 @@ use crate::shard::Shard;
 use crate::trace::delivery::Delivery;
 use crate::trace::otlp::{self, Resource};
 use crate::watch::TICK;
-use crate::{follow, probe};
+use crate::{follow, kv_feed, probe};
 
 /// Between two looks at the key file and the issuer's keys; both say themselves when it is time.
 const IDENTITY_LOOK: Duration = Duration::from_secs(1);
@@ -27,6 +27,7 @@ const TRACE_LOOK: Duration = Duration::from_millis(500);
 /// Starts everything.
 pub fn start(shard: &Rc<Shard>, clients: Arc<Front>) {
     monoio::spawn(probe::run(Rc::clone(shard)));
+    monoio::spawn(kv_feed::run(Rc::clone(shard)));
     monoio::spawn(look_at_cluster(Rc::clone(shard)));
     monoio::spawn(look_at_identity(Rc::clone(shard)));
     if shard.config.tls.is_on() {

@@ -67,6 +67,8 @@ pub struct WorkerCache {
     floor: AtomicU64,
     capacity: AtomicU64,
     capacity_max: u64,
+    /// The clock counts milliseconds instead of blocks.
+    is_timed: bool,
 }
 
 impl WorkerCache {
@@ -79,6 +81,21 @@ impl WorkerCache {
             floor: AtomicU64::new(1),
             capacity: AtomicU64::new(capacity),
             capacity_max: capacity.saturating_mul(64),
+            is_timed: false,
+        }
+    }
+
+    /// Predictions of a worker whose engine tells what it holds: what was routed to it counts as there
+    /// for `ttl_ms`, unless its engine says otherwise first ([`PrefixIndex::deny`]). The clock is
+    /// [`WorkerCache::advance_to`]'s.
+    pub fn of_predictions(number: u32, ttl_ms: u64) -> Self {
+        WorkerCache { is_timed: true, ..WorkerCache::new(number, ttl_ms) }
+    }
+
+    /// Moves the clock of predictions; it never goes back.
+    pub fn advance_to(&self, now_ms: u64) {
+        if self.is_timed && self.clock.load(Relaxed) < now_ms {
+            self.clock.fetch_max(now_ms, Relaxed);
         }
     }
 
@@ -223,7 +240,7 @@ impl PrefixIndex {
     /// Counts `digests` as used at the worker now; `matched` says which were believed to be there.
     pub fn insert(&self, digests: &[Digest], matched: Match, worker: &WorkerCache) {
         let (known, new) = digests.split_at(matched.blocks.min(digests.len()));
-        let added = new.len() as u64;
+        let added = if worker.is_timed { 0 } else { new.len() as u64 };
         let used_at = worker.clock.fetch_add(added, Relaxed) + added;
         let holder = Holder { worker: worker.number, used_at };
         for digest in new {
@@ -262,6 +279,18 @@ impl PrefixIndex {
     #[cfg(test)]
     fn room(&self) -> usize {
         self.stripes.iter().map(|stripe| stripe.lock().unwrap().capacity()).sum()
+    }
+
+    /// The worker's engine says that it does not hold these: what was predicted is not so.
+    pub fn deny(&self, digests: &[u128], worker: &WorkerCache) {
+        for digest in digests {
+            let mut stripe = self.stripe(*digest);
+            if let Some(holders) = stripe.get_mut(digest)
+                && !holders.retain(|holder| holder.worker != worker.number)
+            {
+                stripe.remove(digest);
+            }
+        }
     }
 
     /// Drops everything of workers that are gone for good.
@@ -395,6 +424,22 @@ mod tests {
             worker.correct(0, false);
         }
         assert_eq!(worker.capacity_blocks(), WORKER_BLOCKS_MIN);
+    }
+
+    #[test]
+    fn a_prediction_ends_with_its_time_or_with_the_engines_word() {
+        let index = PrefixIndex::new(1 << 12);
+        let worker = WorkerCache::of_predictions(0, 1_000);
+        worker.advance_to(5_000);
+        route(&index, &worker, &[1, 2, 3]);
+        let digests = chain(&[1, 2, 3]);
+        worker.advance_to(6_000);
+        assert_eq!(index.depth(&digests, &worker).blocks, 3);
+        index.deny(&[digests[1].short(), digests[2].short(), 7], &worker);
+        assert_eq!(index.depth(&digests, &worker).blocks, 1);
+        worker.advance_to(6_001);
+        worker.advance_to(5_000);
+        assert_eq!(index.depth(&digests, &worker).blocks, 0);
     }
 
     #[test]

@@ -454,10 +454,22 @@ fn learn(shard: &Shard, prefix: &Prefix, seat: &Seat, answer: &Answer, record: &
     if let Some(tokens) = usage.prompt_tokens {
         shard.cluster.learn_tokens_per_byte(tokens, prefix.text_bytes);
     }
+    let Some(cached) = usage.cached_tokens else { return };
+    if seat.source.is_engine() {
+        let within = u64::from(prefix.block_tokens());
+        let verdict = if cached + within <= seat.prefix_tokens {
+            "fewer"
+        } else if seat.prefix_tokens + within <= cached {
+            "more"
+        } else {
+            "equal"
+        };
+        stats.kv_predictions.with_label_values(&[verdict]).inc();
+        return;
+    }
     if seat.matched.blocks == 0 {
         return;
     }
-    let Some(cached) = usage.cached_tokens else { return };
     // An engine recomputes at least the last token, so a block may be missing from a full match.
     let expected = match prefix.cut {
         Cut::Text => (seat.prefix_tokens as f64 * TEXT_MISS_SHARE) as u64,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use dataplane::route::index::Depths;
 use prometheus::{Counter, IntCounter};
 
 use crate::cluster::Cluster;
@@ -76,6 +77,8 @@ pub struct Shard {
     pub checks: Cell<usize>,
     /// Prompts tokenized lately.
     pub tokens: RefCell<TokenCache>,
+    /// Working memory of lookups in what engines say they hold.
+    pub depths: RefCell<Depths>,
     /// Nothing is accepted any more.
     pub has_left: Cell<bool>,
     next_id: Cell<u64>,
@@ -104,6 +107,7 @@ impl Shard {
             checks: Cell::new(0),
             watchdog: Rc::new(Watchdog::new(&config.limits)),
             tokens: RefCell::new(TokenCache::new(config.kv.token_cache_entries_max)),
+            depths: RefCell::default(),
             pool: Pool::default(),
             has_left: Cell::new(false),
             waiters: Rc::new(Waiters::new(core, Arc::clone(&cluster.bells))),

@@ -118,6 +118,22 @@ pub struct Stats {
     index_blocks: IntGauge,
     tokenizer_cache_bytes: IntGauge,
     tokenizer_trusted: IntGaugeVec,
+    kv_known: IntGaugeVec,
+    kv_index_blocks: IntGauge,
+    kv_index_bytes: IntGauge,
+    kv_index_refused: IntCounter,
+    /// Frames of agents.
+    pub kv_feed_frames: IntCounter,
+    /// Snapshots asked for.
+    pub kv_feed_resyncs: IntCounter,
+    /// Connections to agents that ended.
+    pub kv_feed_disconnects: IntCounter,
+    /// Blocks told of.
+    pub kv_blocks_set: IntCounter,
+    /// Blocks told to be gone.
+    pub kv_blocks_removed: IntCounter,
+    /// Predictions beside what engines had.
+    pub kv_predictions: IntCounterVec,
     snapshot_version: IntGauge,
     uptime: Gauge,
     started: Instant,
@@ -322,6 +338,38 @@ impl Stats {
                 "1 while a model's own files are used, 0 once its engine disagreed.",
                 &["model"],
             )?,
+            kv_known: declare.gauges(
+                "kv_known",
+                "How much of a worker's KV cache its engine's events say: 2 all, 1 a part, 0 nothing.",
+                &["worker"],
+            )?,
+            kv_index_blocks: declare
+                .gauge("kv_index_blocks", "Blocks that engines say they hold, each counted once.")?,
+            kv_index_bytes: declare
+                .gauge("kv_index_bytes", "Memory of the index of what engines say they hold.")?,
+            kv_index_refused: declare.counter(
+                "kv_index_refused_total",
+                "Blocks that engines told of and for which the index had no room.",
+            )?,
+            kv_feed_frames: declare
+                .counter("kv_feed_frames_total", "Frames of agents about workers known here.")?,
+            kv_feed_resyncs: declare.counter(
+                "kv_feed_resyncs_total",
+                "Snapshots of a worker asked for, the first one included.",
+            )?,
+            kv_feed_disconnects: declare.counter(
+                "kv_feed_disconnects_total",
+                "Connections to agents that ended or could not be made.",
+            )?,
+            kv_blocks_set: declare
+                .counter("kv_blocks_set_total", "Blocks that engines said they hold now.")?,
+            kv_blocks_removed: declare
+                .counter("kv_blocks_removed_total", "Blocks that engines said they dropped.")?,
+            kv_predictions: declare.counters(
+                "kv_predictions_total",
+                "Answers of engines with events by what they had cached beside the prediction: equal to a block, fewer, more.",
+                &["cached"],
+            )?,
             snapshot_version: declare.gauge(
                 "snapshot_version",
                 "Version of control's snapshot in force; 0 for a static list.",
@@ -376,6 +424,7 @@ impl Stats {
             &self.worker_inflight,
             &self.worker_blocks,
             &self.worker_ready,
+            &self.kv_known,
             &self.breaker_state,
             &self.queue_requests,
             &self.tenant_running,
@@ -392,6 +441,10 @@ impl Stats {
             self.worker_blocks
                 .with_label_values(&[id])
                 .set(worker.life.cache.capacity_blocks().try_into().unwrap_or(i64::MAX));
+            if worker.worker.kv_feed.is_some() {
+                let known = worker.life.feed.known(now_ms) as i64;
+                self.kv_known.with_label_values(&[id]).set(known);
+            }
             let breaker = worker.life.breaker.state() as i64;
             self.breaker_state.with_label_values(&[id]).set(breaker);
             self.worker_ready.with_label_values(&[id, &worker.worker.model]).set(ready.into());
@@ -402,6 +455,12 @@ impl Stats {
             self.queue_requests.with_label_values(&[model.name.as_str()]).set(waiting);
         }
         self.index_blocks.set(cluster.index.len().try_into().unwrap_or(i64::MAX));
+        if let Some(index) = cluster.held() {
+            self.kv_index_blocks.set(index.len().try_into().unwrap_or(i64::MAX));
+            self.kv_index_bytes.set(index.bytes().try_into().unwrap_or(i64::MAX));
+            let refused = index.refused() as u64;
+            self.kv_index_refused.inc_by(refused.saturating_sub(self.kv_index_refused.get()));
+        }
         self.snapshot_version.set(view.version.try_into().unwrap_or(i64::MAX));
         for tenant in identity.tenants().iter() {
             let running = i64::from(tenant.meter.running());

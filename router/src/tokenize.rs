@@ -64,6 +64,18 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Tokens in a block, on the exact path; 0 elsewhere.
+    pub fn block_tokens(&self) -> u32 {
+        if self.cut == Cut::Tokens { self.tokens_per_block as u32 } else { 0 }
+    }
+
+    /// Leading blocks an engine can take from its cache: it computes at least the last token anew.
+    pub fn blocks_reusable(&self) -> usize {
+        let tokens = self.prompt_tokens.saturating_sub(1);
+        let blocks = tokens.checked_div(u64::from(self.block_tokens())).unwrap_or(0);
+        self.digests.len().min(usize::try_from(blocks).unwrap_or(usize::MAX))
+    }
+
     fn none(text_bytes: u64) -> Self {
         Prefix {
             cut: Cut::None,
@@ -96,28 +108,32 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
     if mode == KvMode::Off || matches!(call.prompt, Prompt::Many) {
         return Prefix::none(text_bytes);
     }
+    let now_ms = shard.now_ms();
+    let block_tokens = model.block_tokens(now_ms).unwrap_or(shard.config.kv.block_tokens);
     if let Prompt::Tokens(range) = &call.prompt {
         let Ok(tokens) = sonic_rs::from_slice::<Vec<u32>>(&body[range.clone()]) else {
             return Prefix::none(text_bytes);
         };
         count("given");
-        return exact(shard, call, &tokens, text_bytes);
+        return exact(call, &tokens, text_bytes, block_tokens);
     }
     let is_exact = mode == KvMode::Auto && !matches!(call.prompt, Prompt::Opaque(_));
-    if is_exact && let Some(exact) = here::exact(shard, model, call, body).await {
+    if is_exact
+        && let Some(exact) =
+            here::exact(shard, model, call, body, &naming(call, block_tokens)).await
+    {
         count(if exact.cached_tokens > 0 { "exact_cached" } else { "exact" });
-        return exact_from(shard, exact.digests(), exact.prompt_tokens, text_bytes);
+        return exact_from(exact.digests(), exact.prompt_tokens, text_bytes, block_tokens);
     }
-    let now_ms = shard.now_ms();
     if is_exact && let Some(worker) = engine::that_tokenizes(model, call.endpoint, now_ms) {
-        let key = short_hash(call, body);
+        let key = short_hash(call, body, block_tokens);
         if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
             count("cached");
-            return exact_from(shard, digests, prompt_tokens, text_bytes);
+            return exact_from(digests, prompt_tokens, text_bytes, block_tokens);
         }
         if let Some(tokens) = engine::ask(shard, &worker, call, body).await {
             count("engine");
-            let prefix = exact(shard, call, &tokens, text_bytes);
+            let prefix = exact(call, &tokens, text_bytes, block_tokens);
             let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
             shard.tokens.borrow_mut().keep(key, entry);
             return prefix;
@@ -130,21 +146,26 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
     text(shard, call, body, text_bytes)
 }
 
-fn exact(shard: &Shard, call: &Call, tokens: &[u32], text_bytes: u64) -> Prefix {
-    let Naming { seed, block_tokens } = naming(shard, call);
+fn exact(call: &Call, tokens: &[u32], text_bytes: u64, block_tokens: usize) -> Prefix {
+    let Naming { seed, block_tokens } = naming(call, block_tokens);
     let digests = of_tokens(&seed, tokens, block_tokens);
-    exact_from(shard, digests.into(), tokens.len() as u64, text_bytes)
+    exact_from(digests.into(), tokens.len() as u64, text_bytes, block_tokens)
 }
 
 /// What digests over token ids of `call` are made of.
-fn naming(shard: &Shard, call: &Call) -> Naming {
+fn naming(call: &Call, block_tokens: usize) -> Naming {
     let salt = call.cache_salt.as_deref().unwrap_or_default();
     let seed = seed(Unit::Tokens, &call.model, "", salt);
-    Naming { seed, block_tokens: shard.config.kv.block_tokens }
+    Naming { seed, block_tokens }
 }
 
-fn exact_from(shard: &Shard, digests: Rc<[Digest]>, prompt_tokens: u64, text_bytes: u64) -> Prefix {
-    let tokens_per_block = shard.config.kv.block_tokens as f64;
+fn exact_from(
+    digests: Rc<[Digest]>,
+    prompt_tokens: u64,
+    text_bytes: u64,
+    block_tokens: usize,
+) -> Prefix {
+    let tokens_per_block = block_tokens as f64;
     Prefix { cut: Cut::Tokens, digests, prompt_tokens, text_bytes, tokens_per_block }
 }
 
@@ -183,10 +204,11 @@ fn text_ranges(prompt: &Prompt) -> Vec<Range<usize>> {
 
 /// Any field may change what a template renders, so the whole body is the key. It is hashed from its
 /// own start, where BLAKE3 is at its widest; what stands before it would cost more than it.
-fn short_hash(call: &Call, body: &[u8]) -> u128 {
+fn short_hash(call: &Call, body: &[u8], block_tokens: usize) -> u128 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(blake3::hash(body).as_bytes());
     hasher.update(call.endpoint.as_str().as_bytes());
+    hasher.update(&(block_tokens as u64).to_le_bytes());
     Digest(*hasher.finalize().as_bytes()).short()
 }
 

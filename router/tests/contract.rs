@@ -18,6 +18,8 @@ mod hostile;
 mod http;
 #[path = "contract/http2.rs"]
 mod http2;
+#[path = "contract/kv_events.rs"]
+mod kv_events;
 #[path = "contract/openai.rs"]
 mod openai;
 #[path = "contract/passthrough.rs"]

@@ -61,6 +61,15 @@ pub enum Level {
 impl Level {
     /// All, from fast to slow.
     pub const ALL: [Level; 3] = [Level::Gpu, Level::Host, Level::Disk];
+
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Gpu => "gpu",
+            Level::Host => "host",
+            Level::Disk => "disk",
+        }
+    }
 }
 
 /// The size of an index.

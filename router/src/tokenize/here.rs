@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use dataplane::wire::EngineKind;
 
-use super::{check, naming};
+use super::check;
 use crate::admit::unix_ms;
 use crate::cluster::ModelView;
 use crate::parse::Call;
 use crate::shard::Shard;
 use crate::tokenizer::side::SideError;
-use crate::tokenizer::{Exact, ModelTokenizer, NotExact, Text};
+use crate::tokenizer::{Exact, ModelTokenizer, Naming, NotExact, Text};
 
 /// A longer body is rendered beside the core: reading and rendering it takes about 5 ms.
 const BODY_BYTES_HERE_MAX: usize = 1 << 20;
@@ -19,7 +19,13 @@ const BODY_BYTES_HERE_MAX: usize = 1 << 20;
 const TEXT_BYTES_HERE_MAX: usize = 16 << 10;
 
 /// The tokens of `call`, where the model's files are at hand and can be trusted.
-pub async fn exact(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) -> Option<Exact> {
+pub async fn exact(
+    shard: &Shard,
+    model: &ModelView,
+    call: &Call,
+    body: &[u8],
+    naming: &Naming,
+) -> Option<Exact> {
     let folders = model.workers.iter().filter_map(|worker| worker.worker.model_files.as_deref());
     let tokenizer = shard.shelf.of(&model.name, folders)?;
     if tokenizer.is_distrusted() {
@@ -32,7 +38,7 @@ pub async fn exact(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) -
             tracing::warn!(model = model.name, %error, "a prompt without exact tokens; further ones are only counted");
         }
     };
-    match tokens(shard, &tokenizer, kind, call, body).await {
+    match tokens(shard, &tokenizer, kind, call, body, naming).await {
         Ok(Ok(exact)) => {
             let count = |source| shard.stats.tokenizer_tokens.with_label_values(&[source]);
             count("cached").inc_by(exact.cached_tokens);
@@ -57,17 +63,18 @@ async fn tokens(
     kind: EngineKind,
     call: &Call,
     body: &[u8],
+    naming: &Naming,
 ) -> Result<Result<Exact, NotExact>, SideError> {
     let text = match text(shard, tokenizer, kind, call, body).await? {
         Ok(text) => text,
         Err(error) => return Ok(Err(error)),
     };
-    let naming = naming(shard, call);
-    let known = tokenizer.known(&shard.shelf.cache, &text, &naming);
+    let known = tokenizer.known(&shard.shelf.cache, &text, naming);
     if known.bytes_left(&text) <= TEXT_BYTES_HERE_MAX {
-        return Ok(tokenizer.finish(&shard.shelf.cache, &text, &naming, known));
+        return Ok(tokenizer.finish(&shard.shelf.cache, &text, naming, known));
     }
     let (tokenizer, cache) = (Arc::clone(tokenizer), Arc::clone(&shard.shelf.cache));
+    let naming = *naming;
     let job = move || tokenizer.finish(&cache, &text, &naming, known);
     shard.shelf.side.run(limit(shard), job).await
 }

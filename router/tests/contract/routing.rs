@@ -131,7 +131,7 @@ fn an_engine_that_cannot_tokenize_is_routed_by_text() {
     assert!(router.metric("cgn_router_tokenize_total{path=\"text\"}") >= 3.0);
 }
 
-fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
+pub(super) fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
     Worker {
         id: id.to_owned(),
         node: "n".to_owned(),
@@ -204,7 +204,7 @@ fn snapshots_are_followed_questions_answered_and_control_may_die() {
     assert_eq!(router.client().post(CHAT, "", &chat("x")).status, 200, "without control");
 }
 
-fn wait_for(router: &Router, version: f64) {
+pub(super) fn wait_for(router: &Router, version: f64) {
     for _ in 0..500 {
         if router.metric("cgn_router_snapshot_version") == version {
             return;

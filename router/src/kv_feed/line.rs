@@ -1,0 +1,236 @@
+//! One connection to one agent: frames in, changes of the index out.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dataplane::feed::{Decoder, FeedError, Follower, Op, Step, ToAgent, ToRouter, VERSION, encode};
+use dataplane::route::index::{Index, WorkerNumber};
+use monoio::net::{TcpStream, UnixStream};
+
+use crate::cluster::WorkerLife;
+use crate::shard::Shard;
+use crate::stream::Stream;
+
+/// An agent answers a dial within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// It says something each second; silent for longer than this, it is dialled anew.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Room offered to each read.
+const READ_ROOM_BYTES: usize = 64 << 10;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The socket's.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What it says is no feed.
+    #[error("{0}")]
+    Feed(#[from] FeedError),
+    /// It does not say hello, or in another version.
+    #[error("the agent speaks another version of the feed ({0}); this router speaks {VERSION}")]
+    Version(u64),
+    /// It hung up.
+    #[error("the agent closed the connection")]
+    Closed,
+    /// Nothing came for [`SILENCE_MAX`].
+    #[error("nothing came for {} s", SILENCE_MAX.as_secs())]
+    Silent,
+    /// No worker names it any more.
+    #[error("no longer wanted")]
+    Unwanted,
+    /// The index cannot be made.
+    #[error("{0}")]
+    Index(String),
+}
+
+/// A worker of this agent as this router has followed it.
+struct Followed {
+    life: Arc<WorkerLife>,
+    follower: Follower,
+}
+
+/// What outlives a connection.
+pub struct Line {
+    shard: Rc<Shard>,
+    address: String,
+    followed: HashMap<String, Followed>,
+    was_heard: bool,
+}
+
+impl Line {
+    /// The agent at `address`, not dialled yet.
+    pub fn new(shard: &Rc<Shard>, address: &str) -> Self {
+        let (shard, address) = (Rc::clone(shard), address.to_owned());
+        Line { shard, address, followed: HashMap::new(), was_heard: false }
+    }
+
+    /// Whether it said hello since this was asked last.
+    pub fn was_heard(&mut self) -> bool {
+        std::mem::take(&mut self.was_heard)
+    }
+
+    /// Dials and follows until something ends it.
+    pub async fn follow(&mut self, is_wanted: &Cell<bool>) -> LineError {
+        let ended = self.listen(is_wanted).await;
+        self.shard.stats.kv_feed_disconnects.inc();
+        for followed in self.followed.values_mut() {
+            followed.follower.disconnected();
+        }
+        match ended {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn listen(
+        &mut self,
+        is_wanted: &Cell<bool>,
+    ) -> Result<std::convert::Infallible, LineError> {
+        let dialled = monoio::time::timeout(CONNECT_TIMEOUT, dial(&self.address)).await;
+        let mut stream = dialled.map_err(|_| LineError::Silent)??;
+        let hello = ToAgent::Hello { version: VERSION, process: "cgn-router".to_owned() };
+        stream.write_all(&mut encode(&hello)).await?;
+        let mut decoder = Decoder::default();
+        let mut buffer = Vec::new();
+        let mut wants = Vec::new();
+        loop {
+            while let Some(frame) = decoder.poll_message::<ToRouter>()? {
+                if !is_wanted.get() {
+                    return Err(LineError::Unwanted);
+                }
+                if let Some(worker) = self.take(frame)? {
+                    wants.extend(encode(&ToAgent::Want { worker }));
+                }
+            }
+            if !wants.is_empty() {
+                // Few and short: an agent that does not read them ends the connection by silence.
+                let written =
+                    monoio::time::timeout(SILENCE_MAX, stream.write_all(&mut wants)).await;
+                written.map_err(|_| LineError::Silent)??;
+                wants.clear();
+            }
+            let read = stream.read_more(&mut buffer, READ_ROOM_BYTES);
+            match monoio::time::timeout(SILENCE_MAX, read)
+                .await
+                .map_err(|_| LineError::Silent)??
+            {
+                0 => return Err(LineError::Closed),
+                _ => decoder.push(&buffer),
+            }
+            buffer.clear();
+        }
+    }
+
+    /// Takes one frame; gives the worker to ask a snapshot of, if one is needed.
+    fn take(&mut self, frame: ToRouter) -> Result<Option<String>, LineError> {
+        let worker = match &frame {
+            ToRouter::Hello { version, .. } if *version == VERSION => {
+                self.was_heard = true;
+                return Ok(None);
+            }
+            ToRouter::Hello { version, .. } => return Err(LineError::Version(*version)),
+            // Hello comes first; without it this is something else.
+            _ if !self.was_heard && self.followed.is_empty() => return Err(LineError::Version(0)),
+            other => other.worker().unwrap_or_default().to_owned(),
+        };
+        let shard = Rc::clone(&self.shard);
+        let stats = &shard.stats;
+        let Some(followed) = self.followed(&worker) else {
+            return Ok(None);
+        };
+        let index =
+            shard.cluster.held_or_new().map_err(|error| LineError::Index(error.to_string()))?;
+        stats.kv_feed_frames.inc();
+        let number = WorkerNumber(followed.life.cache.number());
+        let has_ended = matches!(frame, ToRouter::Gone { .. });
+        let (epoch, _) = followed.follower.position();
+        let needs = match followed.follower.take(frame) {
+            Step::Nothing => None,
+            Step::Apply(ops) => {
+                apply(&shard, index, &followed.life, number, ops);
+                None
+            }
+            Step::Reset(ops) => {
+                index.clear(number);
+                apply(&shard, index, &followed.life, number, ops);
+                None
+            }
+            Step::Resync { forget } => {
+                if forget {
+                    index.clear(number);
+                }
+                stats.kv_feed_resyncs.inc();
+                Some(worker)
+            }
+        };
+        let follower = &followed.follower;
+        if has_ended || follower.position().0 != epoch {
+            followed.life.predicted.clear();
+        }
+        let now_ms = shard.cluster.now_ms();
+        followed.life.feed.hear(follower.known(), follower.block_tokens(), now_ms);
+        Ok(needs)
+    }
+
+    /// The worker of that id, if the picture in force has it behind this agent. One that left and came
+    /// back is another one: nothing of it is in the index.
+    fn followed(&mut self, worker: &str) -> Option<&mut Followed> {
+        let view = self.shard.cluster.view();
+        let mut workers = view.workers();
+        let found = workers.find(|view| {
+            view.worker.id == worker && view.worker.kv_feed.as_deref() == Some(&*self.address)
+        });
+        let Some(found) = found else {
+            self.followed.remove(worker);
+            return None;
+        };
+        let is_new = self
+            .followed
+            .get(worker)
+            .is_none_or(|followed| !Arc::ptr_eq(&followed.life, &found.life));
+        if is_new {
+            let life = Arc::clone(&found.life);
+            let fresh = Followed { life, follower: Follower::default() };
+            self.followed.insert(worker.to_owned(), fresh);
+        }
+        self.followed.get_mut(worker)
+    }
+}
+
+/// Makes the changes, each in the index and against what was predicted.
+fn apply(shard: &Shard, index: &Index, life: &WorkerLife, worker: WorkerNumber, ops: Vec<Op>) {
+    for op in ops {
+        match op {
+            Op::Set { level, digests } => {
+                shard.stats.kv_blocks_set.inc_by(digests.len() as u64);
+                index.set(worker, level, &digests);
+            }
+            Op::Remove { digests } => {
+                shard.stats.kv_blocks_removed.inc_by(digests.len() as u64);
+                index.remove(worker, &digests);
+                shard.cluster.index.deny(&digests, &life.predicted);
+            }
+            Op::Clear => {
+                index.clear(worker);
+                life.predicted.clear();
+            }
+        }
+    }
+}
+
+async fn dial(address: &str) -> io::Result<Stream> {
+    match address.strip_prefix("unix:") {
+        Some(path) => UnixStream::connect(Path::new(path)).await.map(Stream::Unix),
+        None => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream))
+        }
+    }
+}
