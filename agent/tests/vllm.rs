@@ -11,7 +11,6 @@ mod client;
 #[expect(dead_code, reason = "shared with node.rs, which uses all of it")]
 #[path = "node/house.rs"]
 mod house;
-#[expect(dead_code, reason = "shared with node.rs, which uses all of it")]
 #[path = "node/process.rs"]
 mod process;
 

@@ -17,7 +17,7 @@ use crate::real::{BLOCK_TOKENS, CACHE_BLOCKS, CONTEXT_TOKENS, MODEL, Real, ask, 
 #[test]
 #[ignore = "takes minutes and needs vLLM: cargo xtask test --only vllm"]
 fn a_real_vllm_answers_says_what_it_caches_and_comes_back_when_it_is_killed() {
-    let Some(real) = Real::up() else { return };
+    let Some(mut real) = Real::up() else { return };
     the_worker_is_described(&real);
     let messages = json!([{ "role": "user", "content": Random(1).words(200) }]);
     the_second_time_the_prompt_is_cached(&real, &messages);
@@ -25,6 +25,7 @@ fn a_real_vllm_answers_says_what_it_caches_and_comes_back_when_it_is_killed() {
     a_completion_goes_on(&real);
     what_is_published_live_can_be_replayed(&real);
     killed_it_comes_back_with_nothing_cached(&real, &messages);
+    an_agent_that_is_killed_leaves_nothing_to_the_next(&mut real);
 }
 
 /// The worker in the snapshot that a router gets.
@@ -126,6 +127,18 @@ fn killed_it_comes_back_with_nothing_cached(real: &Real, messages: &Value) {
     assert!(first.first().is_none_or(|(number, _)| *number == 0), "its numbers begin again");
     let (_, cached) = usage(&chat(real, messages, &json!({})).json());
     assert_eq!(cached, 0);
+}
+
+/// The kernel ends the engine, and not what the engine forked.
+fn an_agent_that_is_killed_leaves_nothing_to_the_next(real: &mut Real) {
+    let engine = real.engine();
+    let family = group(engine.pid);
+    let mut agent = real.house.agent.take().unwrap();
+    agent.crash();
+    drop(agent);
+    eventually("the engine is gone", || !is_running(engine.pid));
+    real.house.agent = Some(real.house.process("cgn-agent"));
+    eventually("all its processes are gone", || !family.iter().any(|&pid| is_running(pid)));
 }
 
 /// The processes of a process group.
