@@ -55,7 +55,9 @@ fn number(text: &str) -> u64 {
 }
 
 fn head() {
-    println!("| blocks held | tokens | workers | index | p50 ns | p99 ns | hit p50 | miss p50 | beside events: p50 | p99 | events/s | blocks/s in runs | events/s of one | bytes/block |");
+    println!(
+        "| blocks held | tokens | workers | index | p50 ns | p99 ns | hit p50 | miss p50 | beside events: p50 | p99 | events/s | blocks/s in runs | events/s of one | bytes/block |"
+    );
     println!("|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
 }
 
@@ -110,7 +112,9 @@ fn run(name: &str, held: u64, tokens: u32, workers: u32) {
     let [beside_p50, beside_p99, _, _, rate] = beside;
     let runs = workload.held as f64 / filling;
     let bytes = bytes as f64 / workload.held as f64;
-    println!("{p50} {p99} {hit} {miss} {beside_p50} {beside_p99} {rate} {runs} {singles_per_s} {bytes}");
+    println!(
+        "{p50} {p99} {hit} {miss} {beside_p50} {beside_p99} {rate} {runs} {singles_per_s} {bytes}"
+    );
 }
 
 /// Returns the seconds that applying took.

@@ -9,8 +9,7 @@ use dataplane::route::index::{Depths, Index, Level, Limits, WorkerNumber};
 use dynamo_kv_router::concurrent_radix_tree_compressed::ConcurrentRadixTreeCompressed;
 use dynamo_kv_router::protocols::{
     ExternalSequenceBlockHash, KvCacheEvent, KvCacheEventData, KvCacheRemoveData, KvCacheStoreData,
-    KvCacheStoredBlockData, LocalBlockHash, OverlapScores, RouterEvent,
-    compute_seq_hash_for_block,
+    KvCacheStoredBlockData, LocalBlockHash, OverlapScores, RouterEvent, compute_seq_hash_for_block,
 };
 use dynamo_kv_router::{PositionalIndexer, RadixTree, SyncIndexer, ThreadPoolIndexer};
 
