@@ -7,7 +7,8 @@
 //! entries that passed it, so a search ends at the first that none passed, and removal leaves no
 //! tombstones.
 //!
-//! There is one writer at a time. A bucket's sequence is odd while a digest in it is being replaced.
+//! There is one writer at a time. A bucket's sequence moves whenever a digest in it was replaced; a
+//! reader that sees it move looks again. It never waits for a writer that stands still.
 //! What the holders mean is not known here.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -27,8 +28,9 @@ const PROBES_MAX: usize = 64;
 const STRIDES: u64 = 64;
 /// More than a stride, so that a step goes around the table once at most.
 const PAIRS_MIN: usize = 65;
-/// How often a reader looks again at a bucket whose digest is being replaced. The writer needs some
-/// nanoseconds for it; a reader that meets it so often takes the block as absent.
+/// How often a reader looks again at a bucket in which a digest was replaced under it. Each time needs
+/// another digest to be put just there within some nanoseconds; a reader that meets it so often takes
+/// the block as absent.
 const RETRIES_MAX: usize = 64;
 /// The word with the ids of the first two entries; the next has the third id and the control.
 const IDS: usize = 2 * SLOTS;
@@ -96,10 +98,14 @@ impl Bucket {
         half(slot) | half(SLOTS + slot) << 64
     }
 
-    /// Whether an entry is there, of a digest with this upper half.
+    /// The id of an entry if its digest has this upper half, else 0. What was removed keeps its digest,
+    /// with the id 0.
     #[inline(always)]
-    fn holds(&self, slot: usize, high: u64) -> bool {
-        self.0[SLOTS + slot].load(Relaxed) == high && self.id(slot) != 0
+    fn id_if(&self, slot: usize, high: u64) -> SetId {
+        let is_high = self.0[SLOTS + slot].load(Relaxed) == high;
+        // Who sees a new digest sees no id that was there before it.
+        fence(Acquire);
+        if is_high { self.id(slot) } else { 0 }
     }
 
     fn set_id(&self, slot: usize, id: SetId) {
@@ -118,13 +124,15 @@ impl Bucket {
         self.set_control((self.control() + PASSED_MAX + 1) & u64::from(u32::MAX));
     }
 
+    /// Fills an entry whose id is 0. The order is what readers rest on: no id, the digest, the sequence,
+    /// the id. A reader that took the old digest and then the new id sees that the sequence moved; and a
+    /// writer that stops anywhere in between leaves every other entry readable.
     fn put(&self, slot: usize, digest: u128, id: SetId) {
-        self.step_sequence();
         fence(Release);
         self.0[slot].store(digest as u64, Relaxed);
         self.0[SLOTS + slot].store((digest >> 64) as u64, Relaxed);
-        self.set_id(slot, id);
         self.step_sequence();
+        self.set_id(slot, id);
     }
 
     /// Counts one more entry that passed, or one less. A full count stays: it can no longer be told.
@@ -144,20 +152,18 @@ impl Bucket {
             let control = self.control();
             let is_low = |slot: usize| u32::from(self.0[slot].load(Relaxed) == low) << slot;
             let mut same: u32 = (0..SLOTS).map(is_low).sum();
-            // What was removed keeps its digest, without an id.
-            while same != 0 && !self.holds(same.trailing_zeros() as usize, high) {
+            let mut id = 0;
+            while same != 0 && id == 0 {
+                id = self.id_if(same.trailing_zeros() as usize, high);
                 same &= same - 1;
             }
-            if same == 0 {
+            if id == 0 {
                 return (control & PASSED_MAX == 0).then_some(0);
             }
-            let id = self.id(same.trailing_zeros() as usize);
             fence(Acquire);
-            let is_same = (self.control() ^ control) <= PASSED_MAX;
-            if is_same && control & (PASSED_MAX + 1) == 0 && id != 0 {
+            if (self.control() ^ control) <= PASSED_MAX {
                 return Some(id);
             }
-            std::hint::spin_loop();
         }
         Some(0)
     }
