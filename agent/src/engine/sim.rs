@@ -9,7 +9,9 @@ use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
 use super::events::{self, EventSource};
-use super::{Expected, KvCapacity, Place, Rendering, SpecError, environment, refuse_owned};
+use super::{
+    Expected, KvCapacity, Place, Rendering, SpecError, environment, refuse_owned, value_of,
+};
 use crate::sim::options::{Dialect, Options, Settings};
 
 /// Flags the agent sets; in `extra_args` they are refused.
@@ -34,7 +36,8 @@ pub(super) fn render(spec: &EngineSpec, place: &Place<'_>) -> Result<Rendering, 
     // llama.cpp has no KV events, and what mimics it should not be known better.
     if settings.dialect == Dialect::Vllm && settings.events.is_none() {
         let own = EventSource::at(place.socket_dir, place.port, events::Dialect::Vllm)?;
-        args.extend(event_flags(&own));
+        let has_topic = value_of(&spec.extra_args, &["--kv-events-topic"]).is_some();
+        args.extend(event_flags(&own, has_topic));
         settings = self::settings(&args)?;
     }
     let kind = match settings.dialect {
@@ -64,12 +67,14 @@ pub(super) fn render(spec: &EngineSpec, place: &Place<'_>) -> Result<Rendering, 
     Ok(Rendering { args, env, env_prefix_removed: None, expected, events })
 }
 
-fn event_flags(source: &EventSource) -> Vec<String> {
+fn event_flags(source: &EventSource, has_topic: bool) -> Vec<String> {
     let mut flags = vec!["--kv-events-endpoint".to_owned(), source.live.clone()];
     if let Some(replay) = &source.replay {
         flags.extend(["--kv-events-replay-endpoint".to_owned(), replay.clone()]);
     }
-    flags.extend(["--kv-events-topic".to_owned(), source.topic.clone()]);
+    if !has_topic {
+        flags.extend(["--kv-events-topic".to_owned(), source.topic.clone()]);
+    }
     flags
 }
 

@@ -74,15 +74,43 @@ fn sim_is_what_it_mimics() {
     assert_eq!(
         rendering.args.join(" "),
         "--listen 127.0.0.1:7 --model smollm2-135m --slots 4 --context-length 2048 \
-         --mimic vllm --cache-blocks=10 --block-tokens 8"
+         --mimic vllm --cache-blocks=10 --block-tokens 8 \
+         --kv-events-endpoint ipc:///var/lib/cognitora/agent/run/7.kv \
+         --kv-events-replay-endpoint ipc:///var/lib/cognitora/agent/run/7.kvr \
+         --kv-events-topic kv"
     );
     assert_eq!(rendering.expected.kind, EngineKind::Vllm);
+    let events = rendering.events.unwrap();
+    assert_eq!(events.live, "ipc:///var/lib/cognitora/agent/run/7.kv");
+    assert_eq!(events.topic, "kv");
     let facts = Facts { slots: 4, context_length_tokens: 2048, kv_cache_tokens: 0 };
     assert_eq!(rendering.expected.kv_cache_tokens(facts), 80);
     let other =
         render(&sim(&["--mimic", "llama_cpp", "--embeddings", "off"]), None, &place(7)).unwrap();
     assert_eq!(other.expected.kind, EngineKind::LlamaCpp);
     assert!(!other.expected.capabilities.contains(&Capability::Embeddings));
+    assert_eq!(other.events, None, "llama.cpp has none");
+}
+
+#[test]
+fn a_recipe_may_say_where_sim_publishes() {
+    let spec = sim(&["--kv-events-endpoint", "tcp://127.0.0.1:5557", "--kv-events-topic=t"]);
+    let rendering = render(&spec, None, &place(7)).unwrap();
+    assert!(!rendering.args.iter().any(|word| word.starts_with("ipc://")));
+    let events = rendering.events.unwrap();
+    assert_eq!((events.live.as_str(), events.replay), ("tcp://127.0.0.1:5557", None));
+    assert_eq!(events.topic, "t");
+}
+
+#[test]
+fn data_parallel_ranks_are_read_off_the_command_line() {
+    let ranks = |words: &[&str]| {
+        data_parallel_ranks(&words.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(ranks(&["serve"]), 1);
+    assert_eq!(ranks(&["--dp-size", "4"]), 4);
+    assert_eq!(ranks(&["--data-parallel-size=2"]), 2);
+    assert_eq!(ranks(&["--dp", "many"]), 1);
 }
 
 #[test]

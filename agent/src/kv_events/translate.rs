@@ -25,6 +25,9 @@ pub const PENDING_BLOCKS_MAX: usize = 1 << 16;
 /// Most tokens in a block: beyond this a size is a mistake.
 pub const BLOCK_TOKENS_MAX: u32 = 1 << 16;
 
+/// Blocks of up to so many tokens are hashed without a buffer of their own.
+const TOKENS_INLINE: usize = 64;
+
 /// Why blocks are not told to routers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
@@ -515,6 +518,13 @@ enum Before {
 struct Conflict;
 
 fn chain(before: &Digest, tokens: &[u32]) -> Digest {
+    let mut inline = [0u8; 4 * TOKENS_INLINE];
+    if tokens.len() <= TOKENS_INLINE {
+        for (four, token) in inline.chunks_exact_mut(4).zip(tokens) {
+            four.copy_from_slice(&token.to_le_bytes());
+        }
+        return digest::chain(before, &inline[..4 * tokens.len()]);
+    }
     let mut bytes = Vec::with_capacity(tokens.len() * 4);
     bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
     digest::chain(before, &bytes)
