@@ -10,6 +10,8 @@ use minijinja::value::{Value, ValueKind};
 use serde::Deserialize;
 use sonic_rs::{JsonValueTrait, LazyValue};
 
+use super::tools::{pairs, prepare_calls, prepare_tool};
+
 /// Messages of one conversation. More are left to the text path: each costs the template its steps.
 const MESSAGES_MAX: usize = 8_192;
 
@@ -64,7 +66,7 @@ impl<'a> Fields<'a> {
     /// [`Refusal::Field`], [`Refusal::Special`].
     pub fn read(body: &'a str) -> Result<Self, Refusal> {
         let mut fields = Fields::default();
-        for entry in sonic_rs::to_object_iter(body) {
+        for entry in sonic_rs::to_object_iter(body.trim_ascii()) {
             let (key, value) = entry.map_err(|_| Refusal::Field("the body"))?;
             let value = Some(value).filter(|value| !value.is_null());
             let flag = |name| match &value {
@@ -292,85 +294,6 @@ fn parts(texts: &[String]) -> Value {
     texts.iter().map(part).collect::<Vec<Value>>().into()
 }
 
-/// Tool calls with their arguments parsed: clients send them as strings, templates want objects.
-fn prepare_calls(calls: &Value) -> Result<Vec<Value>, Refusal> {
-    if calls.is_none() || calls.is_undefined() {
-        return Ok(Vec::new());
-    }
-    let refuse = |_| Refusal::Field("tool_calls");
-    let mut prepared = Vec::new();
-    for call in calls.try_iter().map_err(refuse)? {
-        let function = call.get_attr("function").map_err(refuse)?;
-        let mut fields = pairs(&function)?;
-        let arguments = fields.iter().find(|(name, _)| name == "arguments").map(|(_, v)| v.clone());
-        let parsed = match arguments {
-            Some(text) if text.as_str().is_some() => {
-                sonic_rs::from_str(text.as_str().unwrap_or_default()).unwrap_or_else(|_| empty())
-            }
-            Some(value) if matches!(value.kind(), ValueKind::Map | ValueKind::Seq) => value,
-            _ => empty(),
-        };
-        match fields.iter_mut().find(|(name, _)| name == "arguments") {
-            Some((_, value)) => *value = parsed,
-            None => fields.push(("arguments".to_owned(), parsed)),
-        }
-        let function = Value::from_pairs(fields);
-        let call = pairs(&call)?.into_iter().map(|(name, value)| match name.as_str() {
-            "function" => (name, function.clone()),
-            _ => (name, value),
-        });
-        prepared.push(Value::from_pairs(call));
-    }
-    Ok(prepared)
-}
-
-fn empty() -> Value {
-    Value::from_pairs(Vec::<(String, Value)>::new())
-}
-
-/// The pairs of a map, in order.
-fn pairs(map: &Value) -> Result<Vec<(String, Value)>, Refusal> {
-    if map.kind() != ValueKind::Map {
-        return Err(Refusal::Field("an object"));
-    }
-    let keys = map.try_iter().map_err(|_| Refusal::Field("an object"))?;
-    keys.map(|key| {
-        let value = map.get_item(&key).map_err(|_| Refusal::Field("an object"))?;
-        Ok((key.as_str().unwrap_or_default().to_owned(), value))
-    })
-    .collect()
-}
-
-/// A tool with the fields its engine's data model gives it, in their order; what it does not know follows.
-fn prepare_tool(kind: EngineKind, tool: &Value) -> Result<Value, Refusal> {
-    let function = tool.get_attr("function").map_err(|_| Refusal::Field("tools"))?;
-    let given = pairs(&function).map_err(|_| Refusal::Field("tools"))?;
-    let known: &[(&str, Option<bool>)] = match kind {
-        EngineKind::Sglang => {
-            &[("description", None), ("name", None), ("parameters", None), ("strict", Some(false))]
-        }
-        _ => &[("name", None), ("description", None), ("parameters", None)],
-    };
-    let mut fields: Vec<(String, Value)> = Vec::new();
-    for (name, default) in known {
-        let found = given.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        let default = || default.map_or(Value::from(()), Value::from);
-        fields.push(((*name).to_owned(), found.unwrap_or_else(default)));
-    }
-    if kind == EngineKind::Sglang {
-        return Ok(Value::from_pairs(fields));
-    }
-    fields
-        .extend(given.into_iter().filter(|(name, _)| known.iter().all(|(known, _)| known != name)));
-    let mut whole = vec![
-        ("type".to_owned(), Value::from("function")),
-        ("function".to_owned(), Value::from_pairs(fields)),
-    ];
-    let others = pairs(tool).map_err(|_| Refusal::Field("tools"))?.into_iter();
-    whole.extend(others.filter(|(name, _)| name != "type" && name != "function"));
-    Ok(Value::from_pairs(whole))
-}
-
 fn value(raw: Option<&LazyValue<'_>>, name: &'static str) -> Result<Value, Refusal> {
     raw.map_or(Ok(Value::from(())), |raw| {
         sonic_rs::from_str(raw.as_raw_str()).map_err(|_| Refusal::Field(name))
@@ -410,22 +333,6 @@ mod tests {
         let parts = variable(&chat(body, true).unwrap(), "messages");
         assert!(parts.contains(r#""content": [{"type": "text", "text": "c"}]"#), "{parts}");
         assert!(parts.contains(r#"{"role": "tool", "content": "e""#), "{parts}");
-    }
-
-    #[test]
-    fn tools_get_their_defaults_in_the_engines_order() {
-        let body = r#"{"messages":[],"tools":[{"function":{"parameters":{"z":1},"name":"f","strict":true},"type":"function"}]}"#;
-        let fields = Fields::read(body).unwrap();
-        let vllm = fields.chat(EngineKind::Vllm, false).unwrap();
-        assert_eq!(
-            variable(&vllm, "tools"),
-            r#"[{"type": "function", "function": {"name": "f", "description": null, "parameters": {"z": 1}, "strict": true}}]"#
-        );
-        let sglang = fields.chat(EngineKind::Sglang, false).unwrap();
-        assert_eq!(
-            variable(&sglang, "tools"),
-            r#"[{"description": null, "name": "f", "parameters": {"z": 1}, "strict": true}]"#
-        );
     }
 
     #[test]

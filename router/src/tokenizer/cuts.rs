@@ -67,7 +67,7 @@ impl Cuts {
             .iter()
             .filter(|token| !token.single_word && !token.lstrip && !token.rstrip)
             .filter(|token| !(token.normalized && has_normalizer))
-            .filter(|token| !(words && !token.content.ends_with(is_no_word)))
+            .filter(|token| !words || token.content.ends_with(is_no_word))
             .filter(|token| !(swallowing && token.content.starts_with(char::is_whitespace)))
             .filter(|token| texts.is_apart(&token.content))
             .map(|token| token.content.clone())

@@ -317,6 +317,10 @@ mod tests {
         for source in ["{{ 'x' * 9999999999 }}", "{{ [1] | nothing }}", "{{ a.b.c }}"] {
             assert!(matches!(error(source), TemplateError::Failed(_)), "{source}");
         }
+        let deep = ["{{ ", &"(".repeat(100_000), "1", &")".repeat(100_000), " }}"].concat();
+        assert!(matches!(Template::new(&deep), Err(TemplateError::Source(_))));
+        let deep = ["{% if 1 %}".repeat(50_000), "{% endif %}".repeat(50_000)].concat();
+        assert!(matches!(Template::new(&deep), Err(TemplateError::Source(_))));
         for source in ["{% if %}", "{{ 'a' ", "{% for x in y %}", "{% include %}"] {
             assert!(matches!(Template::new(source), Err(TemplateError::Source(_))), "{source}");
         }

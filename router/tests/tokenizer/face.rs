@@ -1,10 +1,16 @@
 //! The same as a client and an engine see it.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dataplane::wire::{
+    Capability, Decoder, EngineKind, FromPlane, Snapshot, ToPlane, Worker, WorkerState, encode,
+};
+use router::openai::Endpoint;
+use router::parse::json_call;
 use router::tokenizer::ModelTokenizer;
 
 use super::client::Answer;
@@ -164,4 +170,101 @@ fn files_that_cannot_be_used_stop_the_start() {
     ));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("tokenizer.json"), "{said}");
+}
+
+/// A router that control has told of one worker, and control's end of the connection.
+fn told(folder: &Path, engine: &Engine, model_files: &Path) -> (Router, Control) {
+    let socket = folder.join("control.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let keys = format!(
+        "control_socket = \"{}\"\n[router.kv]\ntokenize_check_share = 0.0\n",
+        socket.display()
+    );
+    let router = Router::spawn(&keys, "");
+    let (stream, _) = listener.accept().unwrap();
+    let mut control = Control { stream, decoder: Decoder::default() };
+    assert!(matches!(control.receive(), FromPlane::Hello { .. }));
+    let worker = Worker {
+        id: "n/a/0".to_owned(),
+        node: "n".to_owned(),
+        url: format!("http://{}", engine.address),
+        model: "m".to_owned(),
+        kind: EngineKind::Vllm,
+        slots: 4,
+        context_length_tokens: 0,
+        kv_cache_tokens: 0,
+        capabilities: vec![Capability::Chat],
+        state: WorkerState::Ready,
+        epoch: 1,
+        power_watts: None,
+        running_requests: None,
+        model_files: Some(model_files.display().to_string()),
+    };
+    let snapshot = Snapshot { version: 1, workers: vec![worker], weights: None };
+    control.send(&ToPlane::Snapshot(snapshot));
+    wait_for("the snapshot", || router.metric("cgn_router_snapshot_version") == 1.0);
+    (router, control)
+}
+
+struct Control {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Control {
+    fn send(&mut self, message: &ToPlane) {
+        self.stream.write_all(&encode(message).unwrap()).unwrap();
+    }
+
+    fn receive(&mut self) -> FromPlane {
+        loop {
+            if let Some(message) = self.decoder.poll_message().unwrap() {
+                return message;
+            }
+            let mut part = [0; 4096];
+            let read = self.stream.read(&mut part).unwrap();
+            assert!(read > 0, "the router hung up");
+            self.decoder.push(&part[..read]);
+        }
+    }
+}
+
+#[test]
+fn a_workers_files_are_used_and_explain_says_exact_tokens() {
+    let folder = models::small();
+    let engine = vllm(|_| (0..64).collect());
+    let (router, mut control) = told(folder.path(), &engine, folder.path());
+    let body = body(&[("user", "what ".repeat(100))]);
+    let exact = || router.metric("cgn_router_tokenize_total{path=\"exact\"}");
+    // The files are read when the first request asks for them.
+    wait_for("they are read", || {
+        router.client().post(CHAT, "", &body);
+        exact() > 0.0
+    });
+    let asked = asked_to_tokenize(&engine);
+    control.send(&ToPlane::Explain { id: 9, path: CHAT.to_owned(), body: body.clone() });
+    let FromPlane::Explained { id: 9, result: Ok(explanation) } = control.receive() else {
+        panic!("no answer to the question");
+    };
+    let tokenizer = ModelTokenizer::load(folder.path()).unwrap();
+    let call = json_call(Endpoint::Chat, body.as_bytes()).unwrap();
+    let text = tokenizer.text(EngineKind::Vllm, &call, &body, 0).unwrap();
+    let tokens = tokenizer.encode(&text.text, false).unwrap().len() as u64;
+    assert_eq!((explanation.unit.as_str(), explanation.prompt_tokens), ("tokens", tokens));
+    assert_eq!(explanation.prompt_blocks, tokens / 16);
+    assert_eq!(asked_to_tokenize(&engine), asked);
+}
+
+#[test]
+fn a_workers_files_that_are_broken_leave_the_engine_to_be_asked() {
+    let folder = models::small();
+    models::write(folder.path(), "tokenizer.json", "{\"model\":");
+    let engine = vllm(|_| (0..64).collect());
+    let (router, _control) = told(folder.path(), &engine, folder.path());
+    for content in ["one", "two", "three"] {
+        let body = body(&[("user", content.to_owned())]);
+        assert_eq!(router.client().post(CHAT, "", &body).status, 200);
+    }
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"exact\"}"), 0.0);
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"engine\"}"), 3.0);
 }
