@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod bench;
 mod connect;
 mod explain;
 mod failure;
@@ -70,6 +71,9 @@ enum Command {
     /// Where requests go.
     #[command(subcommand)]
     Route(Route),
+    /// Routing policies in simulation; needs neither control nor engines.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,6 +109,14 @@ enum Route {
     Explain(explain::Explain),
 }
 
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Replays a trace under several policies.
+    Replay(bench::Replay),
+    /// Writes a made-up trace to stdout.
+    Trace(bench::Made),
+}
+
 impl Cli {
     /// Does what was typed.
     pub async fn run(self) -> ExitCode {
@@ -117,6 +129,8 @@ impl Cli {
             Command::Cluster(Cluster::Nodes) => nodes::ls(global).await,
             Command::Model(Model::Ls) => models::ls(global).await,
             Command::Route(Route::Explain(explain)) => explain::run(global, &explain).await,
+            Command::Bench(Bench::Replay(replay)) => bench::replay(global, &replay),
+            Command::Bench(Bench::Trace(made)) => bench::make(&made),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,12 @@
 //! The control process of a node (`cgn-control`) and its command line (`cgnctl`).
 //!
-//! Three kinds of code are kept apart:
+//! Four kinds of code are kept apart:
 //!
 //! * deciding, pure: [`place`] (replicas onto nodes), [`cluster`] (reports in, desired states and
 //!   snapshots out), [`deployment`] (what may be asked for), [`recipe`] (files into deployments);
 //! * doing, awaits I/O: [`server`] (gRPC), [`attached`] (one agent's stream), [`plane`] (the Unix
 //!   socket of the data planes), [`cli`] (the commands of `cgnctl`);
+//! * measuring, pure: [`bench`] (routing policies in simulation);
 //! * owning: [`keeper`] (the one copy of the state) and [`store`] (what survives a restart).
 //!
 //! No request byte passes here, and no data plane waits for it. Without feature `process` the crate
@@ -15,6 +16,8 @@
 pub mod api;
 #[cfg(feature = "process")]
 pub mod attached;
+#[cfg(feature = "process")]
+pub mod bench;
 #[cfg(feature = "process")]
 pub mod cli;
 #[cfg(feature = "process")]

@@ -1,7 +1,11 @@
-//! Routing decided from facts: pure code that the router and the simulator in `control` share.
+//! Routing, the pure part: what the router decides with, and the simulator in `control` too.
 //!
 //! * [`index`]: which worker holds which block, as the engines' events say.
+//! * [`speeds`]: what tokens cost in milliseconds, computed or fetched.
+//! * [`pick`]: the decision, and the table of its terms.
 //!
-//! It opens no connection and reads no clock; time and randomness come in as arguments.
+//! No I/O and no clock: candidates, time and randomness come in as arguments.
 
 pub mod index;
+pub mod pick;
+pub mod speeds;

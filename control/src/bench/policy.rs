@@ -1,0 +1,262 @@
+//! The policies compared, and the router's books that they decide by.
+//!
+//! All of them see what a router sees: what it routed itself, first and last tokens as they come, and
+//! events of the caches after their delay. None sees the engines.
+
+use dataplane::route::pick::{self, Candidate, Rules, shuffle};
+use dataplane::route::speeds::Held;
+
+use super::belief::{Belief, Mirror};
+use super::cache::Change;
+use super::dynamo::Dynamo;
+use super::engine::Model;
+use super::trace::{Request, Trace};
+
+/// Who decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// This router: `dataplane::route::pick`.
+    Cognitora,
+    /// One after the other.
+    RoundRobin,
+    /// Fewest requests in flight, ties at random.
+    LeastLoaded,
+    /// Rendezvous hashing of the first 1,024 tokens: what tells conversations apart.
+    ConsistentHash,
+    /// Dynamo's cost function.
+    Dynamo,
+}
+
+impl Policy {
+    /// All, in the order of the table.
+    pub const ALL: [Policy; 5] = [
+        Policy::Cognitora,
+        Policy::Dynamo,
+        Policy::ConsistentHash,
+        Policy::LeastLoaded,
+        Policy::RoundRobin,
+    ];
+
+    /// As it is typed and printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Policy::Cognitora => "cognitora",
+            Policy::RoundRobin => "round_robin",
+            Policy::LeastLoaded => "least_loaded",
+            Policy::ConsistentHash => "consistent_hash",
+            Policy::Dynamo => "dynamo",
+        }
+    }
+}
+
+/// Tokens by which [`Policy::ConsistentHash`] tells conversations apart.
+const HASH_TOKENS: u32 = 1_024;
+
+/// What the router counts of one worker.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seat {
+    inflight: u32,
+    /// Requests without a first token, and the prefill work given for them, in ms.
+    waiting: u32,
+    given_ms: f64,
+    /// When the first of them can have started: the last first token, or when it came to an idle worker.
+    since_ms: f64,
+    picked: u64,
+}
+
+impl Seat {
+    /// Work that is left. What runs is not seen, so it is taken to be as long as they are on average.
+    fn queued_ms(&self, now_ms: f64) -> f64 {
+        if self.waiting == 0 {
+            return 0.0;
+        }
+        let run_ms = (now_ms - self.since_ms).clamp(0.0, self.given_ms / f64::from(self.waiting));
+        self.given_ms - run_ms
+    }
+}
+
+/// What was promised for one request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promise {
+    given_ms: f64,
+    new_tokens: u64,
+}
+
+/// A router with a policy.
+pub struct Router<'a> {
+    policy: Policy,
+    trace: &'a Trace,
+    model: Model,
+    rules: Rules,
+    cache_blocks: usize,
+    slots: u32,
+    seed: u64,
+    seats: Vec<Seat>,
+    promises: Vec<Promise>,
+    belief: Mirror,
+    dynamo: Dynamo,
+    candidates: Vec<Candidate>,
+    depths: Vec<usize>,
+}
+
+impl<'a> Router<'a> {
+    /// Knows nothing yet.
+    pub fn new(
+        policy: Policy,
+        trace: &'a Trace,
+        model: Model,
+        rules: Rules,
+        (workers, cache_blocks): (usize, usize),
+        seed: u64,
+    ) -> Self {
+        Router {
+            policy,
+            trace,
+            model,
+            rules,
+            cache_blocks,
+            slots: SLOTS,
+            seed,
+            seats: vec![Seat::default(); workers],
+            promises: vec![Promise::default(); trace.requests().len()],
+            belief: Mirror::new(workers),
+            dynamo: Dynamo::new(workers, trace.block_tokens()),
+            candidates: Vec::with_capacity(workers),
+            depths: Vec::with_capacity(workers),
+        }
+    }
+
+    fn believes(&self) -> bool {
+        matches!(self.policy, Policy::Cognitora | Policy::Dynamo)
+    }
+
+    /// Decides, and counts on it.
+    pub fn route(&mut self, now_ms: f64, number: usize) -> usize {
+        let trace = self.trace;
+        let request = &trace.requests()[number];
+        let blocks = trace.blocks_of(request);
+        if self.believes() {
+            self.belief.depths(blocks, now_ms, &mut self.depths);
+        } else {
+            self.depths.clear();
+            self.depths.resize(self.seats.len(), 0);
+        }
+        let seed = shuffle(self.seed ^ shuffle(number as u64));
+        let worker = match self.policy {
+            Policy::Cognitora => self.cheapest(now_ms, request, seed),
+            Policy::RoundRobin => number % self.seats.len(),
+            Policy::LeastLoaded => {
+                least(self.seats.len(), seed, |at| f64::from(self.seats[at].inflight))
+            }
+            Policy::ConsistentHash => {
+                let first = (HASH_TOKENS / trace.block_tokens()).max(1) as usize;
+                let key = blocks
+                    .iter()
+                    .take(first)
+                    .fold(self.seed, |key, block| shuffle(key ^ u64::from(*block)));
+                (0..self.seats.len()).max_by_key(|at| shuffle(key ^ *at as u64)).unwrap_or(0)
+            }
+            Policy::Dynamo => least(self.seats.len(), seed, |at| {
+                self.dynamo.cost(at, request.prompt_tokens, blocks, self.depths[at])
+            }),
+        };
+        self.count(now_ms, number, worker);
+        worker
+    }
+
+    fn cheapest(&mut self, now_ms: f64, request: &Request, seed: u64) -> usize {
+        let best = self.depths.iter().copied().max().unwrap_or(0);
+        let tokens = |blocks| self.trace.tokens_in(request, blocks);
+        self.candidates.clear();
+        for (at, seat) in self.seats.iter().enumerate() {
+            let gpu_tokens = tokens(self.depths[at]);
+            let peer_tokens = if self.model.peer_fetch { tokens(best) - gpu_tokens } else { 0 };
+            let held = self.belief.held_blocks(at) as f64 / self.cache_blocks as f64;
+            self.candidates.push(Candidate {
+                excluded: None,
+                held: Held { gpu_tokens, peer_tokens, ..Held::default() },
+                queued_ms: seat.queued_ms(now_ms),
+                decoding: seat.inflight - seat.waiting,
+                inflight: seat.inflight,
+                slots: self.slots,
+                picked: seat.picked,
+                power_watts: None,
+                cache_free: 1.0 - held,
+            });
+        }
+        let asked =
+            pick::Request { prompt_tokens: u64::from(request.prompt_tokens), preferred: None };
+        pick::worker(&self.candidates, &asked, &self.rules, seed).map_or(0, |picked| picked.at)
+    }
+
+    fn count(&mut self, now_ms: f64, number: usize, worker: usize) {
+        let trace = self.trace;
+        let request = &trace.requests()[number];
+        let blocks = trace.blocks_of(request);
+        let cached = trace.tokens_in(request, self.depths[worker]);
+        let whole = u64::from(request.prompt_tokens);
+        let mut promise = Promise { given_ms: 0.0, new_tokens: whole.saturating_sub(cached) };
+        match self.policy {
+            Policy::Cognitora => {
+                promise.given_ms = match self.candidates.get(worker) {
+                    Some(candidate) => self.rules.speeds.price(&candidate.held, whole).compute_ms,
+                    None => 0.0,
+                };
+                self.belief.predict(worker, blocks, now_ms + self.model.prediction_ms);
+            }
+            Policy::Dynamo => self.dynamo.add(worker, promise.new_tokens, blocks),
+            _ => {}
+        }
+        let seat = &mut self.seats[worker];
+        if seat.waiting == 0 {
+            seat.since_ms = now_ms;
+            seat.given_ms = 0.0;
+        }
+        seat.inflight += 1;
+        seat.waiting += 1;
+        seat.picked += 1;
+        seat.given_ms += promise.given_ms;
+        self.promises[number] = promise;
+    }
+
+    /// The first token came.
+    pub fn first_token(&mut self, now_ms: f64, number: usize, worker: usize) {
+        let promise = self.promises[number];
+        let seat = &mut self.seats[worker];
+        seat.waiting -= 1;
+        seat.given_ms = (seat.given_ms - promise.given_ms).max(0.0);
+        seat.since_ms = now_ms;
+        if self.policy == Policy::Dynamo {
+            self.dynamo.prefilled(worker, promise.new_tokens);
+        }
+    }
+
+    /// The last token came.
+    pub fn finished(&mut self, number: usize, worker: usize) {
+        self.seats[worker].inflight -= 1;
+        if self.policy == Policy::Dynamo {
+            let request = &self.trace.requests()[number];
+            self.dynamo.free(worker, self.trace.blocks_of(request));
+        }
+    }
+
+    /// An event came.
+    pub fn learn(&mut self, worker: usize, change: Change) {
+        if self.believes() {
+            self.belief.apply(worker, change);
+        }
+    }
+}
+
+/// Sequences an engine runs at once: the default of vLLM.
+const SLOTS: u32 = 256;
+
+/// The worker of least cost; exact ties by the seed.
+fn least(workers: usize, seed: u64, cost: impl Fn(usize) -> f64) -> usize {
+    let key = |at: &usize| (cost(*at), shuffle(seed ^ *at as u64));
+    let order = |a: &(f64, u64), b: &(f64, u64)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    (0..workers)
+        .map(|at| (key(&at), at))
+        .min_by(|a, b| order(&a.0, &b.0))
+        .map_or(0, |least| least.1)
+}

@@ -1,0 +1,224 @@
+//! `cgnctl bench`: routing policies compared on a trace, in simulation. Needs no control and no engine.
+
+use std::io::{BufReader, Write};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use dataplane::route::pick::Rules;
+
+use super::output::{Table, print};
+use super::progress::Progress;
+use super::{Failure, Global};
+use crate::bench::compare::{self, Comparison, Row};
+use crate::bench::engine::Model;
+use crate::bench::policy::Policy;
+use crate::bench::replay::Setup;
+use crate::bench::synth::{self, Kind};
+use crate::bench::trace::Trace;
+
+/// More workers than this make a run of hours.
+const WORKERS_MAX: usize = 4_096;
+/// A worker's cache: at 16 tokens a block, 1 G tokens.
+const CACHE_BLOCKS_MAX: usize = 1 << 26;
+
+/// What a cluster is made of, for all commands of `bench`.
+#[derive(Debug, Args)]
+pub(super) struct Input {
+    /// A file of one JSON object a line: timestamp (ms), input_length, output_length, hash_ids.
+    trace: PathBuf,
+    /// Tokens in a block of the trace.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    block_tokens: u32,
+    /// Blocks in each worker's cache [default: a quarter of the trace's unique blocks in total].
+    #[arg(long, value_name = "BLOCKS")]
+    cache_blocks: Option<usize>,
+    /// For ties, hashes and draws; the same seed gives the same answer.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A KV daemon fetches blocks from other workers: 5 GB/s, 128 KiB a token.
+    #[arg(long)]
+    peer_fetch: bool,
+}
+
+/// Options of `bench replay`.
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    #[command(flatten)]
+    input: Input,
+    /// Workers, all alike.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    workers: usize,
+    /// Share of the workers' time that the trace's work fills, if all caches were one: time is
+    /// compressed until it does.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
+    load: f64,
+    /// Who decides; may be given more than once [default: all].
+    #[arg(long, value_enum)]
+    policy: Vec<PolicyName>,
+}
+
+/// As it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum PolicyName {
+    Cognitora,
+    RoundRobin,
+    LeastLoaded,
+    ConsistentHash,
+    Dynamo,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Policy {
+        match name {
+            PolicyName::Cognitora => Policy::Cognitora,
+            PolicyName::RoundRobin => Policy::RoundRobin,
+            PolicyName::LeastLoaded => Policy::LeastLoaded,
+            PolicyName::ConsistentHash => Policy::ConsistentHash,
+            PolicyName::Dynamo => Policy::Dynamo,
+        }
+    }
+}
+
+/// Options of `bench trace`.
+#[derive(Debug, Args)]
+pub(super) struct Made {
+    /// What the traffic is like.
+    #[arg(value_enum)]
+    kind: KindName,
+    /// Lines to write.
+    #[arg(long, default_value_t = 12_000)]
+    requests: usize,
+    /// Tokens in a block.
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    block_tokens: u32,
+    /// The same seed gives the same trace.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KindName {
+    /// Multi-turn chats from a few system prompts.
+    Chats,
+    /// Bursts of agents with long prompts and many steps.
+    Agents,
+}
+
+impl Input {
+    pub(super) fn read(&self) -> Result<Trace, Failure> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Failure::Usage(format!("{}: {error}", self.trace.display()))
+        };
+        let file = std::fs::File::open(&self.trace).map_err(|error| wrong(&error))?;
+        Trace::read(BufReader::new(file), self.block_tokens).map_err(|error| wrong(&error))
+    }
+
+    /// The cluster to simulate, checked.
+    pub(super) fn setup(&self, trace: &Trace, workers: usize, load: f64) -> Result<Setup, Failure> {
+        let within = |what: &str, value: f64, least: f64, most: f64| match value {
+            value if (least..=most).contains(&value) => Ok(()),
+            value => Err(Failure::Usage(format!(
+                "--{what} must lie between {least} and {most}, not be {value}"
+            ))),
+        };
+        within("workers", workers as f64, 1.0, WORKERS_MAX as f64)?;
+        within("load", load, 0.001, 100.0)?;
+        within("block-tokens", f64::from(self.block_tokens), 1.0, f64::from(1u32 << 20))?;
+        let quarter = trace.unique_blocks() / (4 * workers).max(1);
+        let cache_blocks = self.cache_blocks.unwrap_or(quarter.max(1));
+        within("cache-blocks", cache_blocks as f64, 1.0, CACHE_BLOCKS_MAX as f64)?;
+        Ok(Setup {
+            policy: Policy::Cognitora,
+            workers,
+            cache_blocks,
+            load,
+            seed: self.seed,
+            model: Model { peer_fetch: self.peer_fetch, ..Model::default() },
+            rules: Rules::default(),
+        })
+    }
+}
+
+/// Runs and prints the table.
+pub(super) fn replay(global: &Global, replay: &Replay) -> Result<(), Failure> {
+    let trace = replay.input.read()?;
+    let setup = replay.input.setup(&trace, replay.workers, replay.load)?;
+    let policies: Vec<Policy> = match replay.policy.as_slice() {
+        [] => Policy::ALL.to_vec(),
+        named => named.iter().copied().map(Policy::from).collect(),
+    };
+    let steps = trace.requests().len() * policies.len();
+    let mut progress = Progress::start(u32::try_from(steps).unwrap_or(u32::MAX));
+    let comparison = compare::run(&trace, &setup, &policies, |done, policy| {
+        progress.show(u32::try_from(done).unwrap_or(u32::MAX), policy.as_str());
+    });
+    progress.finish();
+    print(global.output, &comparison, render)
+}
+
+fn render(comparison: &Comparison) -> String {
+    let Comparison { requests, unique_blocks, workers, cache_blocks, .. } = comparison;
+    let mut table = Table::new([
+        "POLICY",
+        "HIT RATIO",
+        "OF POOLED",
+        "TTFT MEAN",
+        "P50",
+        "P99",
+        "MAX/MEAN LOAD",
+    ]);
+    let by_mean = |a: &(&&str, &Row), b: &(&&str, &Row)| {
+        a.1.outcome.ttft_mean_ms.total_cmp(&b.1.outcome.ttft_mean_ms)
+    };
+    let mut rows: Vec<_> = comparison.policies.iter().collect();
+    rows.sort_by(by_mean);
+    for (policy, row) in &rows {
+        let Row { outcome, pooled_lru_hit_ratio, .. } = row;
+        table.row([
+            (**policy).to_owned(),
+            format!("{:.4}", outcome.hit_ratio),
+            format!("{:.3}", outcome.hit_ratio / pooled_lru_hit_ratio.max(1e-9)),
+            format!("{:.0} ms", outcome.ttft_mean_ms),
+            format!("{:.0} ms", outcome.ttft_p50_ms),
+            format!("{:.0} ms", outcome.ttft_p99_ms),
+            format!("{:.3}", outcome.max_over_mean_load),
+        ]);
+    }
+    let (pooled, ideal) =
+        rows.first().map_or((0.0, 0.0), |(_, row)| (row.pooled_lru_hit_ratio, row.ideal_hit_ratio));
+    format!(
+        "trace    {requests} requests, {unique_blocks} unique blocks, time compressed {:.1} times\n\
+         cluster  {workers} workers, {cache_blocks} blocks of cache each, load {:.0} %{}\n\
+         allowed  {pooled:.4} with one cache of all workers' size, {ideal:.4} with one without end\n\n{table}",
+        comparison.time_compressed_by,
+        comparison.load * 100.0,
+        if comparison.peer_fetch { ", blocks fetched from peers" } else { "" },
+    )
+}
+
+/// Writes a made-up trace to stdout.
+pub(super) fn make(made: &Made) -> Result<(), Failure> {
+    if made.requests == 0 || made.requests > crate::bench::trace::REQUESTS_MAX {
+        return Err(Failure::Usage(format!(
+            "--requests must lie between 1 and {}",
+            crate::bench::trace::REQUESTS_MAX
+        )));
+    }
+    if made.block_tokens == 0 {
+        return Err(Failure::Usage("--block-tokens must be 1 or more".to_owned()));
+    }
+    let kind = match made.kind {
+        KindName::Chats => Kind::Chats,
+        KindName::Agents => Kind::Agents,
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::Failed(format!("stdout cannot be written: {error}"))
+    };
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    for line in synth::lines(kind, made.requests, made.block_tokens, made.seed) {
+        let text = serde_json::to_string(&line).map_err(|error| failed(&error))?;
+        writeln!(stdout, "{text}").map_err(|error| failed(&error))?;
+    }
+    stdout.flush().map_err(|error| failed(&error))
+}
