@@ -1,11 +1,13 @@
 //! Routing, the pure part: what the router decides with, and the simulator in `control` too.
 //!
+//! * [`backlog`]: the prefill work in front of a worker.
 //! * [`index`]: which worker holds which block, as the engines' events say.
 //! * [`speeds`]: what tokens cost in milliseconds, computed or fetched.
 //! * [`pick`]: the decision, and the table of its terms.
 //!
 //! No I/O and no clock: candidates, time and randomness come in as arguments.
 
+pub mod backlog;
 pub mod index;
 pub mod pick;
 pub mod speeds;

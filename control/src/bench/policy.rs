@@ -3,6 +3,7 @@
 //! All of them see what a router sees: what it routed itself, first and last tokens as they come, and
 //! events of the caches after their delay. None sees the engines.
 
+use dataplane::route::backlog::Backlog;
 use dataplane::route::pick::{self, Candidate, Rules, shuffle};
 use dataplane::route::speeds::Held;
 
@@ -56,23 +57,8 @@ const HASH_TOKENS: u32 = 1_024;
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
     inflight: u32,
-    /// Requests without a first token, and the prefill work given for them, in ms.
-    waiting: u32,
-    given_ms: f64,
-    /// When the first of them can have started: the last first token, or when it came to an idle worker.
-    since_ms: f64,
+    backlog: Backlog,
     picked: u64,
-}
-
-impl Seat {
-    /// Work that is left. What runs is not seen, so it is taken to be as long as they are on average.
-    fn queued_ms(&self, now_ms: f64) -> f64 {
-        if self.waiting == 0 {
-            return 0.0;
-        }
-        let run_ms = (now_ms - self.since_ms).clamp(0.0, self.given_ms / f64::from(self.waiting));
-        self.given_ms - run_ms
-    }
 }
 
 /// What was promised for one request.
@@ -175,8 +161,8 @@ impl<'a> Router<'a> {
             self.candidates.push(Candidate {
                 excluded: None,
                 held: Held { gpu_tokens, peer_tokens, ..Held::default() },
-                queued_ms: seat.queued_ms(now_ms),
-                decoding: seat.inflight - seat.waiting,
+                queued_ms: seat.backlog.left_ms(now_ms),
+                decoding: seat.inflight - seat.backlog.waiting,
                 inflight: seat.inflight,
                 slots: self.slots,
                 picked: seat.picked,
@@ -208,24 +194,16 @@ impl<'a> Router<'a> {
             _ => {}
         }
         let seat = &mut self.seats[worker];
-        if seat.waiting == 0 {
-            seat.since_ms = now_ms;
-            seat.given_ms = 0.0;
-        }
         seat.inflight += 1;
-        seat.waiting += 1;
         seat.picked += 1;
-        seat.given_ms += promise.given_ms;
+        seat.backlog.give(now_ms, promise.given_ms);
         self.promises[number] = promise;
     }
 
     /// The first token came.
     pub fn first_token(&mut self, now_ms: f64, number: usize, worker: usize) {
         let promise = self.promises[number];
-        let seat = &mut self.seats[worker];
-        seat.waiting -= 1;
-        seat.given_ms = (seat.given_ms - promise.given_ms).max(0.0);
-        seat.since_ms = now_ms;
+        self.seats[worker].backlog.take(now_ms, promise.given_ms);
         if self.policy == Policy::Dynamo {
             self.dynamo.prefilled(worker, promise.new_tokens);
         }
