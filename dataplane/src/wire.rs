@@ -126,17 +126,17 @@ pub struct Worker {
     pub model_files: Option<String>,
 }
 
-/// The four weights of the score. They sum to 1.0 (tolerance 0.001).
+/// The four weights of a worker's cost. They sum to 1.0 (tolerance 0.001).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreWeights {
-    /// Share of the prompt already in the worker's KV cache.
+    /// The prefill that the worker's KV cache does not save.
     pub kv: f64,
-    /// Requests in flight against slots.
+    /// Work queued in front of the request.
     pub load: f64,
     /// Watts drawn against the thirstiest candidate.
     pub power: f64,
-    /// Free share of the worker's KV cache.
+    /// What new blocks push out of a full KV cache.
     pub capacity: f64,
 }
 
@@ -258,20 +258,24 @@ pub struct Candidate {
     pub excluded_because: String,
     /// Tokens of the prompt believed to be in its cache.
     pub prefix_tokens: u64,
+    /// Of these, tokens that would have to be fetched.
+    pub fetch_tokens: u64,
+    /// Prefill work in front of it, in ms.
+    pub queued_ms: f64,
     /// Requests in flight to it from this router.
     pub inflight: u32,
     /// Its slots.
     pub slots: u32,
-    /// Weighted KV term.
+    /// Weighted KV term: its own prefill, in ms like the others.
     pub kv: f64,
-    /// Weighted load term.
+    /// Weighted load term: what it would wait for.
     pub load: f64,
     /// Weighted power term.
     pub power: f64,
-    /// Weighted capacity term.
+    /// Weighted capacity term: what its blocks push out.
     pub capacity: f64,
-    /// Sum of the four.
-    pub score: f64,
+    /// Sum of the four; the least is picked.
+    pub cost: f64,
 }
 
 /// Why bytes from the other side were refused. The connection cannot go on.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Instant;
 
+use dataplane::route::pick::Exclusion;
 use prometheus::IntGauge;
 
 use crate::candidates::{self, Tried};
@@ -19,7 +20,6 @@ use crate::hall::{Called, ModelLife};
 use crate::identity::Caller;
 use crate::openai::Endpoint;
 use crate::parse::Call;
-use crate::pick::Exclusion;
 use crate::queue::{Full, Waiting};
 use crate::shard::Shard;
 use crate::tokenize::Prefix;
@@ -268,7 +268,7 @@ pub fn uncached_tokens(shard: &Shard, ticket: &Ticket, call: &Call, prefix: &Pre
     }
     let tried = Tried::default();
     let all = candidates::gather(shard, ticket.model(), call.endpoint, prefix, &tried);
-    let best = all.iter().map(|(candidate, _)| candidate.prefix_tokens).max();
+    let best = all.iter().map(|(candidate, _)| candidate.held.total()).max();
     tokens.saturating_sub(best.unwrap_or(0))
 }
 

@@ -1,16 +1,19 @@
-//! Gathers what [`crate::pick`] decides on, and carries out its decision.
+//! Gathers what [`dataplane::route::pick`] decides on, and carries out its decision.
 //!
 //! The reading of counters and of the index happens here, so that the decision itself stays pure.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use dataplane::route::pick::{self, Candidate, Exclusion, Request, Rules};
+use dataplane::route::speeds::Held;
+
 use crate::admit::Ticket;
-use crate::cluster::{ModelView, WorkerView};
+use crate::cluster::{Cluster, ModelView, View, WorkerView};
 use crate::index::Match;
 use crate::openai::Endpoint;
 use crate::overlap::{self, Overlap, Source, overlaps};
-use crate::pick::{self, Candidate, Exclusion};
 use crate::shard::Shard;
 use crate::tokenize::Prefix;
 
@@ -45,6 +48,9 @@ pub struct Seat {
     pub prefix_tokens: u64,
     /// Where that belief comes from.
     pub source: Source,
+    /// The prefill work it adds to the worker's backlog until its first token comes.
+    prefill_us: Cell<Option<u64>>,
+    cluster: Arc<Cluster>,
 }
 
 impl Seat {
@@ -53,10 +59,39 @@ impl Seat {
         let tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
         tokens.saturating_sub(self.prefix_tokens)
     }
+
+    fn take(
+        shard: &Shard,
+        worker: &Arc<WorkerView>,
+        (overlap, prefix_tokens): (Overlap, u64),
+        prefill_ms: f64,
+    ) -> Self {
+        let life = &worker.life;
+        let prefill_us = (prefill_ms * 1_000.0) as u64;
+        life.inflight.fetch_add(1, Relaxed);
+        life.picked.fetch_add(1, Relaxed);
+        life.backlog.give(shard.now_ms(), prefill_us);
+        Seat {
+            worker: Arc::clone(worker),
+            matched: overlap.matched,
+            prefix_tokens,
+            source: overlap.source,
+            prefill_us: Cell::new(Some(prefill_us)),
+            cluster: Arc::clone(&shard.cluster),
+        }
+    }
+
+    /// The worker has computed the prompt: it waits for it no more.
+    pub fn first_token(&self) {
+        if let Some(prefill_us) = self.prefill_us.take() {
+            self.worker.life.backlog.take(self.cluster.now_ms(), prefill_us);
+        }
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.first_token();
         self.worker.life.inflight.fetch_sub(1, Relaxed);
     }
 }
@@ -86,10 +121,14 @@ pub fn gather(
         .zip(found)
         .map(|((view, excluded), overlap)| {
             let life = &view.life;
+            let backlog = life.backlog.load();
+            let inflight = life.inflight.load(Relaxed);
             let candidate = Candidate {
                 excluded,
-                prefix_tokens: prefix.tokens_in(overlap.blocks[2] as usize),
-                inflight: life.inflight.load(Relaxed),
+                held: held(prefix, &overlap),
+                queued_ms: backlog.left_ms(now_ms as f64),
+                decoding: inflight.saturating_sub(backlog.waiting),
+                inflight,
                 slots: view.worker.slots.max(1),
                 picked: life.picked.load(Relaxed),
                 power_watts: view.worker.power_watts,
@@ -112,21 +151,43 @@ pub fn seat(
 ) -> Option<Seat> {
     let model = ticket.model();
     if let ([only], true) = (model.workers.as_slice(), prefix.digests.is_empty()) {
-        return seat_at_only(shard, only, endpoint, tried);
+        return seat_at_only(shard, only, endpoint, prefix, tried);
     }
+    let (request, rules) = (request(shard, prefix), rules(ticket.view()));
     let gathered = gather(shard, model, endpoint, prefix, tried);
     let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
-    let at =
-        pick::worker(&candidates, prefix.prompt_tokens, &ticket.view().weights, shard.next_id())?;
-    let worker = Arc::clone(&model.workers[at]);
-    let Overlap { matched, source, .. } = gathered[at].1;
-    worker.life.inflight.fetch_add(1, Relaxed);
-    worker.life.picked.fetch_add(1, Relaxed);
+    let at = pick::worker(&candidates, &request, &rules, shard.next_id())?.at;
+    let (worker, overlap) = (&model.workers[at], gathered[at].1);
+    let held = candidates[at].held;
+    let prefill_ms = rules.speeds.price(&held, request.prompt_tokens).compute_ms;
+    let seat = Seat::take(shard, worker, (overlap, held.total()), prefill_ms);
     if !prefix.digests.is_empty() {
-        let cache = overlap::cache(&worker, source);
-        shard.cluster.index.insert(&prefix.digests, matched, cache);
+        let cache = overlap::cache(worker, overlap.source);
+        shard.cluster.index.insert(&prefix.digests, overlap.matched, cache);
     }
-    Some(Seat { prefix_tokens: candidates[at].prefix_tokens, worker, matched, source })
+    Some(seat)
+}
+
+/// Tokens at each level beyond the faster ones.
+fn held(prefix: &Prefix, overlap: &Overlap) -> Held {
+    let [gpu, host, disk] = overlap.blocks.map(|blocks| prefix.tokens_in(blocks as usize));
+    Held {
+        gpu_tokens: gpu,
+        host_tokens: host.saturating_sub(gpu),
+        disk_tokens: disk.saturating_sub(host.max(gpu)),
+        peer_tokens: 0,
+    }
+}
+
+/// The request as the decision sees it.
+pub fn request(shard: &Shard, prefix: &Prefix) -> Request {
+    let prompt_tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
+    Request { prompt_tokens, preferred: None }
+}
+
+/// How the requests of a view are decided.
+pub fn rules(view: &View) -> Rules {
+    Rules { weights: view.weights, ..Rules::default() }
 }
 
 /// With one worker and nothing to look up there is nothing to decide.
@@ -134,17 +195,12 @@ fn seat_at_only(
     shard: &Shard,
     worker: &Arc<WorkerView>,
     endpoint: Endpoint,
+    prefix: &Prefix,
     tried: &Tried,
 ) -> Option<Seat> {
     if worker.exclusion(endpoint, shard.now_ms()).is_some() || tried.0.contains(&worker.worker.id) {
         return None;
     }
-    worker.life.inflight.fetch_add(1, Relaxed);
-    worker.life.picked.fetch_add(1, Relaxed);
-    Some(Seat {
-        worker: Arc::clone(worker),
-        matched: Match::default(),
-        prefix_tokens: 0,
-        source: Source::Learned,
-    })
+    let prefill_ms = Rules::default().speeds.prefill_ms(0, request(shard, prefix).prompt_tokens);
+    Some(Seat::take(shard, worker, (Overlap::default(), 0), prefill_ms))
 }

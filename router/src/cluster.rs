@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use dataplane::feed::Known;
+use dataplane::route::backlog::Backlog;
 use dataplane::route::index::{Index, Limits, LimitsError, WorkerNumber};
+use dataplane::route::pick::Exclusion;
 use dataplane::wire::{EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
 
 use crate::breaker::Breaker;
@@ -21,7 +23,6 @@ use crate::hedge::Hedging;
 use crate::index::{PrefixIndex, WorkerCache};
 use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
-use crate::pick::Exclusion;
 use crate::retry::RetryBudget;
 use crate::upstream::Target;
 
@@ -35,6 +36,8 @@ pub struct WorkerLife {
     pub feed: FeedState,
     /// Requests in flight to it, over all cores.
     pub inflight: AtomicU32,
+    /// Prefill work in front of it.
+    pub backlog: SharedBacklog,
     /// Requests given to it.
     pub picked: AtomicU64,
     /// The last probe reached it.
@@ -51,6 +54,40 @@ pub struct WorkerLife {
     /// Its engine answered that it cannot tokenize; the text path is used instead.
     pub cannot_tokenize: AtomicBool,
     epoch: AtomicU64,
+}
+
+/// A [`Backlog`] that the cores share: each part is exact, all three together may be a moment apart.
+#[derive(Default)]
+pub struct SharedBacklog {
+    waiting: AtomicU32,
+    given_us: AtomicU64,
+    since_ms: AtomicU64,
+}
+
+impl SharedBacklog {
+    /// A request is given to the worker, whose prefill should take so long.
+    pub fn give(&self, now_ms: u64, prefill_us: u64) {
+        self.given_us.fetch_add(prefill_us, Relaxed);
+        if self.waiting.fetch_add(1, Relaxed) == 0 {
+            self.since_ms.store(now_ms, Relaxed);
+        }
+    }
+
+    /// The same request's first token came, or it went away without one.
+    pub fn take(&self, now_ms: u64, prefill_us: u64) {
+        self.given_us.fetch_sub(prefill_us, Relaxed);
+        self.waiting.fetch_sub(1, Relaxed);
+        self.since_ms.store(now_ms, Relaxed);
+    }
+
+    /// As it is now.
+    pub fn load(&self) -> Backlog {
+        Backlog {
+            waiting: self.waiting.load(Relaxed),
+            given_ms: self.given_us.load(Relaxed) as f64 / 1_000.0,
+            since_ms: self.since_ms.load(Relaxed) as f64,
+        }
+    }
 }
 
 /// One worker of a view.
@@ -390,6 +427,7 @@ impl Cluster {
             ),
             feed: FeedState::default(),
             inflight: AtomicU32::new(0),
+            backlog: SharedBacklog::default(),
             picked: AtomicU64::new(0),
             healthy: AtomicBool::new(healthy),
             breaker: Breaker::new(self.config.breaker.clone()),

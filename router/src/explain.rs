@@ -1,12 +1,12 @@
 //! `route explain`: the table behind one decision, from the same functions that make it.
 
+use dataplane::route::pick::{self, Because, Candidate, Picked, Scale};
 use dataplane::wire::{Candidate as Row, Explanation};
 
-use crate::candidates::{Tried, gather};
+use crate::candidates::{self, Tried, gather};
 use crate::error::RequestError;
 use crate::openai::Endpoint;
 use crate::parse;
-use crate::pick::{self, Candidate};
 use crate::shard::Shard;
 use crate::tokenize;
 
@@ -22,65 +22,77 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
     let unknown = || RequestError::ModelNotFound(call.model.clone()).to_string();
     let model = view.models.get(&call.model).ok_or_else(unknown)?;
     let prefix = tokenize::prefix(shard, model, &call, body.as_bytes()).await;
-    let weights = view.weights;
     let gathered = gather(shard, model, endpoint, &prefix, &Tried::default());
     let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
-    let watts_max = pick::watts_max(&candidates);
+    let (request, rules) = (candidates::request(shard, &prefix), candidates::rules(&view));
+    let scale = Scale::of(&candidates, &request, &rules);
     // The seed only breaks exact ties; the next request will have another.
-    let picked = pick::worker(&candidates, prefix.prompt_tokens, &weights, 0);
+    let picked = pick::worker(&candidates, &request, &rules, 0);
     let mut rows: Vec<Row> = model
         .workers
         .iter()
         .zip(&candidates)
         .map(|(view, candidate)| {
-            let terms = pick::terms(candidate, prefix.prompt_tokens, watts_max, &weights);
+            let terms = scale.terms(candidate);
             Row {
                 worker: view.worker.id.clone(),
                 eligible: candidate.excluded.is_none(),
                 excluded_because: candidate.excluded.map_or("", |e| e.as_str()).to_owned(),
-                prefix_tokens: candidate.prefix_tokens,
+                prefix_tokens: candidate.held.total(),
+                fetch_tokens: candidate.held.total() - candidate.held.gpu_tokens,
+                queued_ms: candidate.queued_ms,
                 inflight: candidate.inflight,
                 slots: candidate.slots,
                 kv: terms.kv,
                 load: terms.load,
                 power: terms.power,
                 capacity: terms.capacity,
-                score: terms.score(),
+                cost: terms.cost(),
             }
         })
         .collect();
-    let chosen = picked.map(|at| rows[at].clone());
-    rows.sort_by(|a, b| b.eligible.cmp(&a.eligible).then(b.score.total_cmp(&a.score)));
+    let reason = picked.map_or_else(|| NOBODY.to_owned(), |picked| reason(picked, &rows));
+    let picked = picked.map(|picked| rows[picked.at].worker.clone()).unwrap_or_default();
+    rows.sort_by(|a, b| b.eligible.cmp(&a.eligible).then(a.cost.total_cmp(&b.cost)));
     Ok(Explanation {
         model: call.model.clone(),
         unit: prefix.cut.as_str().to_owned(),
         prompt_tokens: prefix.prompt_tokens,
         prompt_blocks: prefix.digests.len() as u64,
-        weights,
-        reason: reason(chosen.as_ref(), &rows),
-        picked: chosen.map(|row| row.worker).unwrap_or_default(),
+        weights: view.weights,
+        reason,
+        picked,
         candidates: rows,
     })
 }
 
+const NOBODY: &str = "no worker can take it now";
+
 /// One sentence for a person.
-fn reason(chosen: Option<&Row>, rows: &[Row]) -> String {
-    let Some(chosen) = chosen else {
-        return "no worker can take it now".to_owned();
-    };
+fn reason(picked: Picked, rows: &[Row]) -> String {
+    let chosen = &rows[picked.at];
     let others = || rows.iter().filter(|row| row.eligible && row.worker != chosen.worker);
-    if others().next().is_none() {
-        return "the only worker that can take it".to_owned();
+    match picked.because {
+        Because::Only => "the only worker that can take it".to_owned(),
+        Because::Tie => {
+            let tied =
+                others().filter(|row| (row.cost - chosen.cost).abs() <= pick::TIE_MS).count();
+            format!(
+                "tied with {tied} other(s) within {} ms: the least loaded, then the least recently chosen",
+                pick::TIE_MS
+            )
+        }
+        Because::Session => "its session was there before".to_owned(),
+        Because::Drawn => "drawn at random, as the temperature asks".to_owned(),
+        Because::Cheapest => match others().map(|row| row.prefix_tokens).max() {
+            Some(most) if chosen.prefix_tokens > most => {
+                format!("it holds {} tokens of the prompt", chosen.prefix_tokens)
+            }
+            Some(most) if chosen.prefix_tokens < most => format!(
+                "its queue is shorter by more than computing {} tokens again",
+                most - chosen.prefix_tokens
+            ),
+            _ => "the least loaded".to_owned(),
+        },
     }
-    let tied = others().filter(|row| (row.score - chosen.score).abs() <= pick::TIE_MARGIN).count();
-    if tied > 0 {
-        return format!(
-            "tied with {tied} other(s) within {}: the least loaded, then the least recently chosen",
-            pick::TIE_MARGIN
-        );
-    }
-    if chosen.kv > 0.0 {
-        return format!("it holds {} tokens of the prompt", chosen.prefix_tokens);
-    }
-    "the least loaded".to_owned()
 }

@@ -3,7 +3,8 @@
 //! Start reading at [`request`]: the life of a request is that file, one phase a line, one file a
 //! phase. Three kinds of code are kept apart:
 //!
-//! * deciding, pure: [`http`], [`parse`], [`pick`], [`openai`], [`usage`];
+//! * deciding, pure: [`http`], [`parse`], [`openai`], [`usage`], and `dataplane::route`, which the simulator
+//!   shares;
 //! * doing, awaits I/O: [`read`], [`tokenize`], [`forward`], [`relay`], [`probe`], [`follow`];
 //! * owning: [`shard`] (one core), [`cluster`] and [`index`] (shared by the cores).
 //!
@@ -46,7 +47,6 @@ pub mod overlap;
 pub mod pace;
 pub mod page;
 pub mod parse;
-pub mod pick;
 pub mod probe;
 pub mod queue;
 pub mod read;

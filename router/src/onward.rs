@@ -183,7 +183,7 @@ async fn follow(
         }
     };
     let mut rewriter = ask.rewriter;
-    match rewrite(shard, client, &mut answer, &mut rewriter, passage, record).await {
+    match rewrite(shard, client, seat, &mut answer, &mut rewriter, passage, record).await {
         Ok(()) => {
             record.usage = answer.tail.usage();
             client.finish().await.map_err(|_| Setback::Client)?;
@@ -208,6 +208,7 @@ async fn follow(
 async fn rewrite(
     shard: &Shard,
     client: &mut Client,
+    seat: &Seat,
     answer: &mut Answer,
     rewriter: &mut Rewriter,
     passage: &mut Passage,
@@ -227,7 +228,7 @@ async fn rewrite(
             client.push(&events);
             events.clear();
             client.flush().await.map_err(|_| Setback::Client)?;
-            passage.stamp(shard, record);
+            passage.stamp(shard, seat, record);
         }
         match pushed {
             Ok(()) => {}

@@ -5,7 +5,7 @@
 //! * **Learned**: the engine says nothing: what was routed there, corrected by its answers
 //!   ([`crate::index`]).
 //!
-//! Reads only. It decides nothing; that is [`crate::pick`].
+//! Reads only. It decides nothing; that is [`dataplane::route::pick`].
 
 use dataplane::feed::Known;
 use dataplane::route::index::Depths;

@@ -94,7 +94,8 @@ pub async fn answer(
     passage.write_head(client, wanted, &seat, &mut answer, record);
     let endpoint = wanted.call.endpoint.as_str();
     shard.counters.answered(&shard.stats, endpoint, record.status);
-    let ended = passage.pass_on(shard, client, &mut answer, wanted.call.endpoint, record).await;
+    let ended =
+        passage.pass_on(shard, client, &seat, &mut answer, wanted.call.endpoint, record).await;
     let ended = match ended {
         Ok(()) => {
             learn(shard, wanted.prefix, &seat, &answer, record);
@@ -276,6 +277,7 @@ impl Passage {
         &mut self,
         shard: &Shard,
         client: &mut Client,
+        seat: &Seat,
         answer: &mut Answer,
         endpoint: Endpoint,
         record: &mut Record,
@@ -284,7 +286,7 @@ impl Passage {
         self.append(client, &answer.buffer()[body_at..]);
         client.flush().await?;
         if answer.body_bytes > 0 {
-            self.stamp(shard, record);
+            self.stamp(shard, seat, record);
         }
         while !answer.scanner.is_done() {
             match answer.next_part().await {
@@ -305,7 +307,7 @@ impl Passage {
                 client.watch.enter(Phase::Client);
                 client.write(answer.buffer()).await.map_err(|_| Broken::Client)?;
             }
-            self.stamp(shard, record);
+            self.stamp(shard, seat, record);
         }
         self.end(client, answer, endpoint).await
     }
@@ -366,9 +368,10 @@ impl Passage {
     }
 
     /// TTFT for the first part, ITL for each later one.
-    pub fn stamp(&mut self, shard: &Shard, record: &mut Record) {
+    pub fn stamp(&mut self, shard: &Shard, seat: &Seat, record: &mut Record) {
         let now = Instant::now();
         shard.strike(now);
+        seat.first_token();
         match self.last {
             None => {
                 self.first = Some(now);

@@ -89,12 +89,14 @@ fn render(explanation: &Explanation) -> String {
         "",
         "WORKER",
         "PREFIX",
+        "FETCH",
+        "QUEUE",
         "IN FLIGHT",
         "KV",
         "LOAD",
         "POWER",
         "CAPACITY",
-        "SCORE",
+        "COST",
         "NOTE",
     ]);
     for candidate in &explanation.candidates {
@@ -111,7 +113,7 @@ fn render(explanation: &Explanation) -> String {
     };
     format!(
         "model    {}\nprompt   {} tokens, {} whole blocks ({unit})\n\
-         weights  kv {:.2}, load {:.2}, power {:.2}, capacity {:.2}\n\
+         weights  kv {:.2}, load {:.2}, power {:.2}, capacity {:.2}; costs and queues in ms, the least is picked\n\
          picked   {picked}\nreason   {}\n\n{table}",
         explanation.model,
         explanation.prompt_tokens,
@@ -124,18 +126,20 @@ fn render(explanation: &Explanation) -> String {
     )
 }
 
-fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 10] {
-    let term = |value: f64| format!("{value:.4}");
+fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 12] {
+    let term = |value: f64| format!("{value:.2}");
     [
         if candidate.worker == picked { "*" } else { "" }.to_owned(),
         candidate.worker.clone(),
         candidate.prefix_tokens.to_string(),
+        candidate.fetch_tokens.to_string(),
+        term(candidate.queued_ms),
         format!("{}/{}", candidate.inflight, candidate.slots),
         term(candidate.kv),
         term(candidate.load),
         term(candidate.power),
         term(candidate.capacity),
-        term(candidate.score),
+        term(candidate.cost),
         candidate.excluded_because.clone(),
     ]
 }

@@ -22,13 +22,15 @@ fn explanation() -> Explanation {
             eligible: true,
             excluded_because: String::new(),
             prefix_tokens: 64,
+            fetch_tokens: 32,
+            queued_ms: 12.5,
             inflight: 1,
             slots: 4,
             kv: 0.5,
             load: 0.2,
             power: 0.1,
             capacity: 0.05,
-            score: 0.85,
+            cost: 0.85,
         }],
     }
 }
@@ -64,7 +66,8 @@ async fn the_routers_table_comes_back_as_it_was_given() {
     let (ran, _) = tokio::join!(house.cgnctl(&ASK), answer(&mut router, Ok(explanation())));
     assert_eq!(ran.code, 0);
     let row: Vec<&str> = ran.stdout.lines().last().unwrap().split_whitespace().collect();
-    let expected = ["*", "n1/sim/0", "64", "1/4", "0.5000", "0.2000", "0.1000", "0.0500", "0.8500"];
+    let expected =
+        ["*", "n1/sim/0", "64", "32", "12.50", "1/4", "0.50", "0.20", "0.10", "0.05", "0.85"];
     assert_eq!(row, expected);
     assert!(ran.stdout.contains("holds 64 of 70 prompt tokens"));
 }
