@@ -14,8 +14,12 @@ pub mod compare;
 pub mod dynamo;
 pub mod engine;
 pub mod outcome;
+pub mod page;
+pub mod plan;
 pub mod policy;
 pub mod pooled;
 pub mod replay;
 pub mod synth;
+#[cfg(test)]
+mod tests;
 pub mod trace;

@@ -113,6 +113,8 @@ enum Route {
 enum Bench {
     /// Replays a trace under several policies.
     Replay(bench::Replay),
+    /// Searches the cheapest cluster that meets a time to the first token.
+    Plan(bench::Planned),
     /// Writes a made-up trace to stdout.
     Trace(bench::Made),
 }
@@ -130,6 +132,7 @@ impl Cli {
             Command::Model(Model::Ls) => models::ls(global).await,
             Command::Route(Route::Explain(explain)) => explain::run(global, &explain).await,
             Command::Bench(Bench::Replay(replay)) => bench::replay(global, &replay),
+            Command::Bench(Bench::Plan(planned)) => bench::plan(global, &planned),
             Command::Bench(Bench::Trace(made)) => bench::make(&made),
         };
         match done {

@@ -38,6 +38,8 @@ pub struct Model {
     pub prediction_ms: f64,
     /// Whether a KV daemon fetches blocks from other workers.
     pub peer_fetch: bool,
+    /// Answers come from other workers: nothing slows prefill, and a prompt's KV goes over first.
+    pub decodes_elsewhere: bool,
 }
 
 impl Default for Model {
@@ -54,6 +56,7 @@ impl Default for Model {
             event_delay_ms: 10.0,
             prediction_ms: 60_000.0,
             peer_fetch: false,
+            decodes_elsewhere: false,
         }
     }
 }

@@ -82,17 +82,23 @@ struct Replay<'a> {
 }
 
 /// Runs the whole trace; `progress` is told now and then how many requests have arrived.
-pub fn run(
+///
+/// Time is compressed so that the work fills `setup.load` of the workers.
+pub fn run(trace: &Trace, pooled: &Pooled, setup: &Setup, progress: impl FnMut(usize)) -> Outcome {
+    run_at(trace, setup, pooled.compression(trace, setup), progress)
+}
+
+/// As [`run`], with the trace's times multiplied by `stretch`.
+pub fn run_at(
     trace: &Trace,
-    pooled: &Pooled,
     setup: &Setup,
+    stretch: f64,
     mut progress: impl FnMut(usize),
 ) -> Outcome {
-    let faster = pooled.compression(trace, setup);
     let requests = trace.requests();
     let start_ms = requests.first().map_or(0.0, |request| request.arrival_ms);
     let arrived_ms: Vec<f64> =
-        requests.iter().map(|request| (request.arrival_ms - start_ms) * faster).collect();
+        requests.iter().map(|request| (request.arrival_ms - start_ms) * stretch).collect();
     let mut replay = Replay {
         trace,
         model: setup.model,
@@ -221,7 +227,15 @@ impl Replay<'_> {
         let due_ms = now_ms + self.model.event_delay_ms;
         engine.store(blocks, |change| under_way.push_back((due_ms, worker, change)));
         self.router.first_token(now_ms, number, worker);
-        self.tally.first_token(now_ms - self.arrived_ms[number]);
+        let moved_ms = match self.model.decodes_elsewhere {
+            true => f64::from(request.prompt_tokens) * self.model.peer_token_ms,
+            false => 0.0,
+        };
+        self.tally.first_token(now_ms + moved_ms - self.arrived_ms[number]);
+        if self.model.decodes_elsewhere {
+            self.router.finished(number, worker);
+            return;
+        }
         let share = self.model.decode_share(request.prompt_tokens);
         let decode_ms = f64::from(request.output_tokens) * self.model.answer_token_ms;
         engine.decode(now_ms, share);

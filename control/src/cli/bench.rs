@@ -1,4 +1,4 @@
-//! `cgnctl bench`: routing policies compared on a trace, in simulation. Needs no control and no engine.
+//! `cgnctl bench`: routing policies compared on a trace and clusters planned for it, in simulation. Needs no control and no engine.
 
 use std::io::{BufReader, Write};
 use std::path::PathBuf;
@@ -11,6 +11,8 @@ use super::progress::Progress;
 use super::{Failure, Global};
 use crate::bench::compare::{self, Comparison, Row};
 use crate::bench::engine::Model;
+use crate::bench::page;
+use crate::bench::plan::{self, Plan, Target, Topology};
 use crate::bench::policy::Policy;
 use crate::bench::replay::Setup;
 use crate::bench::synth::{self, Kind};
@@ -55,6 +57,28 @@ pub(super) struct Replay {
     /// Who decides; may be given more than once [default: all].
     #[arg(long, value_enum)]
     policy: Vec<PolicyName>,
+    /// Also writes a report with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// Options of `bench plan`.
+#[derive(Debug, Args)]
+pub(super) struct Planned {
+    #[command(flatten)]
+    input: Input,
+    /// The time to the first token to meet.
+    #[arg(long, value_name = "MS")]
+    ttft_ms: f64,
+    /// By this share of the requests.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.99)]
+    share: f64,
+    /// The trace's rate is multiplied by this.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    rate: f64,
+    /// Workers at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    workers_max: usize,
 }
 
 /// As it is typed.
@@ -154,7 +178,61 @@ pub(super) fn replay(global: &Global, replay: &Replay) -> Result<(), Failure> {
         progress.show(u32::try_from(done).unwrap_or(u32::MAX), policy.as_str());
     });
     progress.finish();
+    if let Some(file) = &replay.html {
+        std::fs::write(file, page::html(&comparison)).map_err(|error| {
+            Failure::Failed(format!("{} cannot be written: {error}", file.display()))
+        })?;
+    }
     print(global.output, &comparison, render)
+}
+
+/// Searches and prints the best, and what else was tried at that size.
+pub(super) fn plan(global: &Global, planned: &Planned) -> Result<(), Failure> {
+    let Planned { input, ttft_ms, share, rate, workers_max } = planned;
+    let sane = |value: &f64, most: f64| value.is_finite() && *value > 0.0 && *value <= most;
+    if !(sane(ttft_ms, 1e9) && sane(share, 1.0) && sane(rate, 1e6)) {
+        return Err(Failure::Usage(
+            "--ttft-ms, --rate and --share must be above 0, and --share at most 1".to_owned(),
+        ));
+    }
+    let trace = input.read()?;
+    // The search finds its own number of workers; a cache is sized for 16 where none is given.
+    let setup = input.setup(&trace, 16, 1.0)?;
+    let target =
+        Target { ttft_ms: *ttft_ms, share: *share, workers_max: *workers_max, rate: *rate };
+    let mut progress = Progress::start(u32::try_from(*workers_max).unwrap_or(u32::MAX));
+    let found = plan::search(&trace, &setup, &target, |workers| {
+        progress.show(u32::try_from(workers).unwrap_or(u32::MAX), &format!("{workers} workers"));
+    });
+    progress.finish();
+    print(global.output, &found, render_plan)
+}
+
+fn render_plan(found: &Plan) -> String {
+    let head = ["", "WORKERS", "TOPOLOGY", "WEIGHTS", "TTFT", "MEAN", "HIT RATIO"];
+    let mut table = Table::new(head);
+    let last = found.tried.last().map_or(0, |point| point.workers);
+    for point in found.tried.iter().filter(|point| point.workers == last) {
+        table.row([
+            if found.best.as_ref() == Some(point) { "*" } else { "" }.to_owned(),
+            point.workers.to_string(),
+            match point.topology {
+                Topology::Aggregated => "aggregated".to_owned(),
+                Topology::Split { prefill, decode } => {
+                    format!("{prefill} prefill + {decode} decode")
+                }
+            },
+            point.weights.to_owned(),
+            format!("{:.0} ms", point.ttft_ms),
+            format!("{:.0} ms", point.ttft_mean_ms),
+            format!("{:.4}", point.hit_ratio),
+        ]);
+    }
+    let said = match &found.best {
+        Some(best) => format!("{} workers meet the target", best.workers),
+        None => format!("nothing up to {last} workers meets the target; what {last} reach:"),
+    };
+    format!("{said}\n\n{table}")
 }
 
 fn render(comparison: &Comparison) -> String {
