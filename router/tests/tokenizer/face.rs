@@ -198,6 +198,8 @@ fn told(folder: &Path, engine: &Engine, model_files: &Path) -> (Router, Control)
         epoch: 1,
         power_watts: None,
         running_requests: None,
+        kv_feed: None,
+        kv_block_tokens: 0,
         model_files: Some(model_files.display().to_string()),
     };
     let snapshot = Snapshot { version: 1, workers: vec![worker], weights: None };
