@@ -3,9 +3,9 @@
 //! Start reading at [`request`]: the life of a request is that file, one phase a line, one file a
 //! phase. Three kinds of code are kept apart:
 //!
-//! * deciding, pure: [`http`], [`parse`], [`openai`], [`usage`], and `dataplane::route`, which the simulator
-//!   shares;
-//! * doing, awaits I/O: [`read`], [`tokenize`], [`forward`], [`relay`], [`probe`], [`follow`];
+//! * deciding, pure: [`http`], [`parse`], [`openai`], [`usage`], [`tokenizer`] (but for its cache and threads),
+//!   and `dataplane::route`, which the simulator shares;
+//! * doing, awaits I/O: [`read`], [`tokenize`], [`forward`], [`relay`], [`probe`], [`follow`], [`kv_feed`];
 //! * owning: [`shard`] (one core), [`cluster`] and [`index`] (shared by the cores).
 //!
 //! It never imports `kvstore`, and knows control only by the frames of `dataplane::wire`.
