@@ -155,9 +155,9 @@ async fn what_cannot_start_says_why_and_starts_once_that_is_cured() {
     let engine = control.until_state(State::Starting).await;
     assert!(engine.pid > 0 && is_running(engine.pid));
 
-    control.desire(vec![replica(0, EngineSpec { kind: "sglang".into(), ..llama })]);
+    control.desire(vec![replica(0, EngineSpec { kind: "trt".into(), ..llama })]);
     let message = control.until_state(State::Failed).await.message;
-    assert!(message.contains("known: llama_cpp, sim"), "{message}");
+    assert!(message.contains("known: llama_cpp, vllm, sglang, sim"), "{message}");
     gone(engine.pid).await;
 }
 
