@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
+mod environment;
 pub mod events;
 mod hugging_face;
 mod llama_cpp;
@@ -16,6 +17,7 @@ mod sglang;
 mod sim;
 mod vllm;
 
+use environment::{environment, is_variable};
 pub use events::EventSource;
 
 /// Most slots an engine may be asked for; a larger number is a mistake in a recipe.
@@ -270,30 +272,6 @@ fn check(spec: &EngineSpec) -> Result<(), SpecError> {
         return refuse("extra_args", format!("{word:?}"), "write no NUL byte");
     }
     Ok(())
-}
-
-/// `NAME=value`.
-fn is_variable(word: &str) -> bool {
-    let Some((name, value)) = word.split_once('=') else { return false };
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    !name.is_empty() && name.bytes().all(is_plain) && !value.contains('\0')
-}
-
-/// What is set for the engine: `own`, then what the recipe says.
-fn environment(
-    spec: &EngineSpec,
-    own: &[(&'static str, String)],
-) -> Result<Vec<(String, String)>, SpecError> {
-    let mut all: Vec<(String, String)> =
-        own.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    for word in &spec.env {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        if own.iter().any(|(known, _)| *known == name) {
-            return Err(SpecError::OwnedVariable { name: name.to_owned() });
-        }
-        all.push((name.to_owned(), value.to_owned()));
-    }
-    Ok(all)
 }
 
 /// Refuses flags the agent sets itself: an engine on another port or host could not be watched.
