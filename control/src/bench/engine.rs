@@ -156,7 +156,7 @@ impl Engine {
         self.busy_ms
     }
 
-    /// Queues a request. Where `peer_blocks` of it are held elsewhere and it is worth it, they are
+    /// Queues a request. Where blocks of it are held elsewhere and fetching them is worth it, they are
     /// fetched; the answer is when they will be there.
     pub fn push(&mut self, now_ms: f64, request: usize, fetch: Option<Fetch>) -> f64 {
         let mut job = Job { request, ready_ms: now_ms, fetched_blocks: 0 };
