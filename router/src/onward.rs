@@ -227,8 +227,9 @@ async fn rewrite(
         if !events.is_empty() {
             client.push(&events);
             events.clear();
+            seat.first_token();
             client.flush().await.map_err(|_| Setback::Client)?;
-            passage.stamp(shard, seat, record);
+            passage.stamp(shard, record);
         }
         match pushed {
             Ok(()) => {}

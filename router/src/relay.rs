@@ -284,13 +284,17 @@ impl Passage {
     ) -> Result<(), Broken> {
         let body_at = answer.buffer().len() - answer.body_bytes;
         self.append(client, &answer.buffer()[body_at..]);
+        if answer.body_bytes > 0 {
+            // Before the client has it: its next request may come at once, over another core.
+            seat.first_token();
+        }
         client.flush().await?;
         if answer.body_bytes > 0 {
-            self.stamp(shard, seat, record);
+            self.stamp(shard, record);
         }
         while !answer.scanner.is_done() {
             match answer.next_part().await {
-                Ok(true) => {}
+                Ok(true) => seat.first_token(),
                 Ok(false) => break,
                 Err(_) if client.watch.verdict() == Some(Verdict::ClientGone) => {
                     return Err(Broken::Client);
@@ -307,7 +311,7 @@ impl Passage {
                 client.watch.enter(Phase::Client);
                 client.write(answer.buffer()).await.map_err(|_| Broken::Client)?;
             }
-            self.stamp(shard, seat, record);
+            self.stamp(shard, record);
         }
         self.end(client, answer, endpoint).await
     }
@@ -368,10 +372,9 @@ impl Passage {
     }
 
     /// TTFT for the first part, ITL for each later one.
-    pub fn stamp(&mut self, shard: &Shard, seat: &Seat, record: &mut Record) {
+    pub fn stamp(&mut self, shard: &Shard, record: &mut Record) {
         let now = Instant::now();
         shard.strike(now);
-        seat.first_token();
         match self.last {
             None => {
                 self.first = Some(now);
