@@ -27,6 +27,8 @@ use crate::wire::ScoreWeights;
 pub const TIE_MS: f64 = 0.4;
 /// However many wait, own work counts no more than so many times.
 const CROWD_MAX: f64 = 2.0;
+/// Costs of so many candidates are kept on the stack; those of more are computed twice.
+const KEPT: usize = 1_024;
 /// A turn of a slot is worth the prefill of at least so many tokens.
 const TURN_TOKENS_MIN: u64 = 512;
 
@@ -229,9 +231,15 @@ pub fn worker(
 ) -> Option<Picked> {
     let scale = Scale::of(candidates, request, rules);
     let cost = |candidate: &Candidate| scale.terms(candidate).cost();
-    let mut spread = Spread::default();
-    for candidate in candidates.iter().filter(|candidate| candidate.excluded.is_none()) {
-        spread.add(cost(candidate));
+    let (mut spread, mut kept) = (Spread::default(), [f64::INFINITY; KEPT]);
+    for (at, candidate) in candidates.iter().enumerate() {
+        if candidate.excluded.is_none() {
+            let cost = cost(candidate);
+            spread.add(cost);
+            if let Some(place) = kept.get_mut(at) {
+                *place = cost;
+            }
+        }
     }
     let first = candidates.iter().position(|candidate| candidate.excluded.is_none())?;
     if spread.count == 1 {
@@ -254,7 +262,10 @@ pub fn worker(
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .map(|(at, _)| Picked { at, because: Because::Drawn });
     }
-    let tied = eligible.filter(|(_, candidate)| cost(candidate) - spread.least <= TIE_MS);
+    let tied = eligible.filter(|(at, candidate)| {
+        let cost = kept.get(*at).copied().unwrap_or_else(|| cost(candidate));
+        cost - spread.least <= TIE_MS
+    });
     let mut count = 0;
     tied.inspect(|_| count += 1)
         .min_by_key(|(at, candidate)| {
