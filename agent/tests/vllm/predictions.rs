@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 /// Whether the router's predictions follow the engine's events and are asserted. Until they do they are
 /// only printed.
-const ROUTER_READS_EVENTS: bool = false;
+const ROUTER_READS_EVENTS: bool = true;
 
 const SEED: u64 = 7;
 const CONVERSATIONS: usize = 10;
