@@ -75,7 +75,8 @@ async fn an_unknown_recipe_is_exit_code_4_with_names_like_it() {
     for command in ["up", "show", "down"] {
         let ran = house.cgnctl(&["recipe", command, "sim/sim/cpuu"]).await;
         let said = ran.error(4);
-        assert!(said.ends_with("did you mean sim/sim/cpu?"), "{said}");
+        // Others may be like it too; the nearest comes first.
+        assert!(said.contains("did you mean sim/sim/cpu"), "{said}");
     }
 }
 
