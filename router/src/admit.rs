@@ -267,8 +267,8 @@ pub fn uncached_tokens(shard: &Shard, ticket: &Ticket, call: &Call, prefix: &Pre
         return tokens;
     }
     let tried = Tried::default();
-    let all = candidates::gather(shard, ticket.model(), call.endpoint, prefix, &tried);
-    let best = all.iter().map(|(candidate, _)| candidate.held.total()).max();
+    let (all, _) = candidates::gather(shard, ticket.model(), call.endpoint, prefix, &tried);
+    let best = all.iter().map(|candidate| candidate.held.total()).max();
     tokens.saturating_sub(best.unwrap_or(0))
 }
 

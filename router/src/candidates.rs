@@ -96,47 +96,48 @@ impl Drop for Seat {
     }
 }
 
-/// Every worker of the model as the decision sees it, in the order of `model.workers`.
+/// Every worker of the model as the decision sees it, and what it holds, in the order of `model.workers`.
 pub fn gather(
     shard: &Shard,
     model: &ModelView,
     endpoint: Endpoint,
     prefix: &Prefix,
     tried: &Tried,
-) -> Vec<(Candidate, Overlap)> {
+) -> (Vec<Candidate>, Vec<Overlap>) {
     let now_ms = shard.now_ms();
-    let excluded: Vec<Option<Exclusion>> = model
+    let mut candidates: Vec<Candidate> = model
         .workers
         .iter()
         .map(|view| {
-            view.exclusion(endpoint, now_ms)
-                .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried))
+            let excluded = view
+                .exclusion(endpoint, now_ms)
+                .or_else(|| tried.0.contains(&view.worker.id).then_some(Exclusion::Tried));
+            candidate(view, excluded, now_ms)
         })
         .collect();
-    let found = overlaps(shard, model, prefix, |at| excluded[at].is_none());
-    model
-        .workers
-        .iter()
-        .zip(excluded)
-        .zip(found)
-        .map(|((view, excluded), overlap)| {
-            let life = &view.life;
-            let backlog = life.backlog.load();
-            let inflight = life.inflight.load(Relaxed);
-            let candidate = Candidate {
-                excluded,
-                held: held(prefix, &overlap),
-                queued_ms: backlog.left_ms(now_ms as f64),
-                decoding: inflight.saturating_sub(backlog.waiting),
-                inflight,
-                slots: view.worker.slots.max(1),
-                picked: life.picked.load(Relaxed),
-                power_watts: view.worker.power_watts,
-                cache_free: life.cache.free_share(),
-            };
-            (candidate, overlap)
-        })
-        .collect()
+    let found = overlaps(shard, model, prefix, |at| candidates[at].excluded.is_none());
+    for (candidate, overlap) in candidates.iter_mut().zip(&found) {
+        candidate.held = held(prefix, overlap);
+    }
+    (candidates, found)
+}
+
+/// What is known of one worker besides its cache.
+fn candidate(view: &WorkerView, excluded: Option<Exclusion>, now_ms: u64) -> Candidate {
+    let life = &view.life;
+    let backlog = life.backlog.load();
+    let inflight = life.inflight.load(Relaxed);
+    Candidate {
+        excluded,
+        held: Held::default(),
+        queued_ms: backlog.left_ms(now_ms as f64),
+        decoding: inflight.saturating_sub(backlog.waiting),
+        inflight,
+        slots: view.worker.slots.max(1),
+        picked: life.picked.load(Relaxed),
+        power_watts: view.worker.power_watts,
+        cache_free: life.cache.free_share(),
+    }
 }
 
 /// Picks a worker and takes a seat there; `None` when every worker is excluded.
@@ -154,17 +155,13 @@ pub fn seat(
         return seat_at_only(shard, only, endpoint, prefix, tried);
     }
     let (request, rules) = (request(shard, prefix), rules(ticket.view()));
-    let gathered = gather(shard, model, endpoint, prefix, tried);
-    let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
+    let (candidates, overlaps) = gather(shard, model, endpoint, prefix, tried);
     let at = pick::worker(&candidates, &request, &rules, shard.next_id())?.at;
-    let (worker, overlap) = (&model.workers[at], gathered[at].1);
+    let (worker, overlap) = (&model.workers[at], overlaps[at]);
     let held = candidates[at].held;
     let prefill_ms = rules.speeds.price(&held, request.prompt_tokens).compute_ms;
     let seat = Seat::take(shard, worker, (overlap, held.total()), prefill_ms);
-    if !prefix.digests.is_empty() {
-        let cache = overlap::cache(worker, overlap.source);
-        shard.cluster.index.insert(&prefix.digests, overlap.matched, cache);
-    }
+    overlap::note(shard, worker, prefix, &overlap);
     Some(seat)
 }
 

@@ -4,7 +4,7 @@
 //! Owned here: who exists, who is healthy, what is in flight. Readers load one pointer and never wait.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -23,6 +23,7 @@ use crate::hedge::Hedging;
 use crate::index::{PrefixIndex, WorkerCache};
 use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
+use crate::predictions::{self, Predictions};
 use crate::retry::RetryBudget;
 use crate::upstream::Target;
 
@@ -30,8 +31,8 @@ use crate::upstream::Target;
 pub struct WorkerLife {
     /// Belief about its KV cache.
     pub cache: WorkerCache,
-    /// What was routed to it lately and is not in its engine's events yet.
-    pub predicted: WorkerCache,
+    /// Predictions of before are void, on the cluster's clock: its engine started anew.
+    pub predicted_since_ms: AtomicU64,
     /// What its engine's events say of its KV cache.
     pub feed: FeedState,
     /// Requests in flight to it, over all cores.
@@ -148,7 +149,26 @@ pub struct ModelView {
     /// What outlives a view.
     pub life: Arc<ModelLife>,
     /// Number in the index → place in `workers`.
-    positions: HashMap<u32, usize>,
+    positions: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
+}
+
+/// Numbers of workers are ours and follow each other: nobody can choose them to collide.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // The golden ratio in 64 bits (Knuth): the map looks at the high bits.
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 impl ModelView {
@@ -202,6 +222,8 @@ pub struct Cluster {
     view: ArcSwap<View>,
     /// Where blocks are believed to be.
     pub index: PrefixIndex,
+    /// Blocks on their way to engines that say what they hold.
+    pub predictions: Predictions,
     /// Where engines say that blocks are.
     held: OnceLock<Index>,
     /// Requests in flight over all cores and models.
@@ -237,6 +259,7 @@ impl Cluster {
                 weights: config.score_weights,
             }),
             index: PrefixIndex::new(config.kv.index_blocks_max),
+            predictions: Predictions::new(predictions::BLOCKS_MAX, config.kv.prediction_ms),
             held: OnceLock::new(),
             inflight: AtomicU32::new(0),
             tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE_START.to_bits()),
@@ -294,7 +317,7 @@ impl Cluster {
             // An engine started anew has an empty cache, and may have learned to tokenize.
             if life.epoch.swap(worker.epoch, Relaxed) != worker.epoch {
                 life.cache.clear();
-                life.predicted.clear();
+                life.predicted_since_ms.store(self.now_ms(), Relaxed);
                 life.cannot_tokenize.store(false, Relaxed);
                 life.breaker.reset();
                 life.window.reset(self.now_ms());
@@ -309,7 +332,7 @@ impl Cluster {
             let model = models.entry(worker.model.clone()).or_insert_with(|| ModelView {
                 name: worker.model.clone(),
                 workers: Vec::new(),
-                positions: HashMap::new(),
+                positions: HashMap::default(),
                 life: old.models.get(&worker.model).map_or_else(
                     || Arc::new(ModelLife::new(&self.config.queue)),
                     |known| Arc::clone(&known.life),
@@ -321,11 +344,10 @@ impl Cluster {
         let weights = snapshot.weights.filter(ScoreWeights::is_valid).unwrap_or(self.weights);
         self.view.store(Arc::new(View { version: snapshot.version, models, weights }));
         let left = || old.workers().filter(|view| !kept.contains(&view.worker.id));
-        let gone: Vec<u32> = left()
-            .flat_map(|view| [view.life.cache.number(), view.life.predicted.number()])
-            .collect();
+        let gone: Vec<u32> = left().map(|view| view.life.cache.number()).collect();
         if !gone.is_empty() {
             self.index.remove_workers(&gone);
+            self.predictions.sweep(self.now_ms(), &gone);
         }
         if let Some(index) = self.held() {
             left().for_each(|view| index.remove_worker(WorkerNumber(view.life.cache.number())));
@@ -376,6 +398,7 @@ impl Cluster {
         let now_ms = self.now_ms();
         let view = self.view();
         let limits = &self.config.limits;
+        self.predictions.sweep(now_ms, &[]);
         for model in view.models.values() {
             self.eject_outliers(model, now_ms, &mut ejected);
             call_back(model, now_ms);
@@ -412,19 +435,15 @@ impl Cluster {
     }
 
     fn new_life(&self, worker: &Worker, next_number: &mut u32, healthy: bool) -> Arc<WorkerLife> {
-        // One for what is learned and told of it, one for what is predicted.
         let number = *next_number;
-        *next_number = next_number.wrapping_add(2);
+        *next_number = next_number.wrapping_add(1);
         let blocks = match worker.kv_cache_tokens / self.block_tokens {
             0 => self.worker_blocks_default,
             blocks => blocks,
         };
         Arc::new(WorkerLife {
             cache: WorkerCache::new(number, blocks),
-            predicted: WorkerCache::of_predictions(
-                number.wrapping_add(1),
-                self.config.kv.prediction_ms,
-            ),
+            predicted_since_ms: AtomicU64::new(0),
             feed: FeedState::default(),
             inflight: AtomicU32::new(0),
             backlog: SharedBacklog::default(),

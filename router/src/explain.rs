@@ -1,6 +1,6 @@
 //! `route explain`: the table behind one decision, from the same functions that make it.
 
-use dataplane::route::pick::{self, Because, Candidate, Picked, Scale};
+use dataplane::route::pick::{self, Because, Picked, Scale};
 use dataplane::wire::{Candidate as Row, Explanation};
 
 use crate::candidates::{self, Tried, gather};
@@ -22,8 +22,7 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
     let unknown = || RequestError::ModelNotFound(call.model.clone()).to_string();
     let model = view.models.get(&call.model).ok_or_else(unknown)?;
     let prefix = tokenize::prefix(shard, model, &call, body.as_bytes()).await;
-    let gathered = gather(shard, model, endpoint, &prefix, &Tried::default());
-    let candidates: Vec<Candidate> = gathered.iter().map(|(candidate, _)| *candidate).collect();
+    let (candidates, _) = gather(shard, model, endpoint, &prefix, &Tried::default());
     let (request, rules) = (candidates::request(shard, &prefix), candidates::rules(&view));
     let scale = Scale::of(&candidates, &request, &rules);
     // The seed only breaks exact ties; the next request will have another.

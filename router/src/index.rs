@@ -19,20 +19,20 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::digest::Digest;
 
-use self::holders::{Holder, Holders};
+use self::holders::{Cursor, Holder, Holders};
+pub use self::worker_cache::{WORKER_BLOCKS_MIN, WorkerCache};
 
-mod holders;
+pub(crate) mod holders;
+mod worker_cache;
 
 /// Locks over the map; a lookup holds one for the time of one probe.
 const STRIPES: usize = 64;
 /// A stripe has room for so many blocks, however small the index.
 const STRIPE_BLOCKS_MIN: usize = 16;
-/// A worker's believed capacity never falls below this many blocks.
-pub const WORKER_BLOCKS_MIN: u64 = 64;
 
 /// Digests are uniform already; hashing them again would be waste.
 #[derive(Default)]
@@ -58,97 +58,6 @@ impl Hasher for DigestHasher {
 
 type Stripe = HashMap<u128, Holders, BuildHasherDefault<DigestHasher>>;
 
-/// What is believed of one worker's cache. Shared by the cores; all counts are in blocks.
-#[derive(Debug)]
-pub struct WorkerCache {
-    /// The worker's number in the index; never used again for another worker.
-    number: u32,
-    clock: AtomicU64,
-    floor: AtomicU64,
-    capacity: AtomicU64,
-    capacity_max: u64,
-    /// The clock counts milliseconds instead of blocks.
-    is_timed: bool,
-}
-
-impl WorkerCache {
-    /// A worker of which nothing is known but its size.
-    pub fn new(number: u32, capacity_blocks: u64) -> Self {
-        let capacity = capacity_blocks.max(WORKER_BLOCKS_MIN);
-        WorkerCache {
-            number,
-            clock: AtomicU64::new(1),
-            floor: AtomicU64::new(1),
-            capacity: AtomicU64::new(capacity),
-            capacity_max: capacity.saturating_mul(64),
-            is_timed: false,
-        }
-    }
-
-    /// Predictions of a worker whose engine tells what it holds: what was routed to it counts as there
-    /// for `ttl_ms`, unless its engine says otherwise first ([`PrefixIndex::deny`]). The clock is
-    /// [`WorkerCache::advance_to`]'s.
-    pub fn of_predictions(number: u32, ttl_ms: u64) -> Self {
-        WorkerCache { is_timed: true, ..WorkerCache::new(number, ttl_ms) }
-    }
-
-    /// Moves the clock of predictions; it never goes back.
-    pub fn advance_to(&self, now_ms: u64) {
-        if self.is_timed && self.clock.load(Relaxed) < now_ms {
-            self.clock.fetch_max(now_ms, Relaxed);
-        }
-    }
-
-    /// Its number in the index.
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
-    /// Forgets everything: the engine was started anew.
-    pub fn clear(&self) {
-        self.floor.store(self.clock.fetch_add(1, Relaxed) + 1, Relaxed);
-    }
-
-    /// Share of the capacity not used yet, 0 to 1.
-    pub fn free_share(&self) -> f64 {
-        let used = self.clock.load(Relaxed).saturating_sub(self.floor.load(Relaxed));
-        1.0 - (used as f64 / self.capacity.load(Relaxed) as f64).min(1.0)
-    }
-
-    /// Believed capacity.
-    pub fn capacity_blocks(&self) -> u64 {
-        self.capacity.load(Relaxed)
-    }
-
-    /// The age of a block used at `used_at`, if it is believed to be there still.
-    fn age_if_believed(&self, used_at: u64) -> Option<u64> {
-        let age = self.clock.load(Relaxed).saturating_sub(used_at);
-        let is_there = used_at > self.floor.load(Relaxed) && age <= self.capacity.load(Relaxed);
-        is_there.then_some(age)
-    }
-
-    /// The length of an epoch as a power of two: 2^n blocks, at most an eighth of the capacity, so
-    /// that it moves rarely while the capacity is learned.
-    fn epoch_log2(&self) -> u32 {
-        (self.capacity.load(Relaxed) / 8).max(1).ilog2()
-    }
-
-    /// Learns from one answer: blocks of age `age_blocks` were predicted, `held` says whether the
-    /// engine still had them.
-    ///
-    /// A hit lets the belief grow by 1/64. A miss moves it an eighth of the way down to the age that
-    /// was missed, not all of it: the blocks may have been there, but in a busy slot.
-    pub fn correct(&self, age_blocks: u64, held: bool) {
-        let capacity = self.capacity.load(Relaxed);
-        let next = if held {
-            (capacity + (capacity / 64).max(1)).min(self.capacity_max)
-        } else {
-            capacity - capacity.saturating_sub(age_blocks) / 8
-        };
-        self.capacity.store(next.max(WORKER_BLOCKS_MIN), Relaxed);
-    }
-}
-
 /// How far a worker matches a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Match {
@@ -158,23 +67,21 @@ pub struct Match {
     pub age_blocks: u64,
 }
 
-/// The search for the depth of one worker's match: it lies in `low..=high`.
-struct Search {
+/// The search for the depth of one worker's match: it lies in `low..=high`, and `low` is 1 or more.
+struct Search<'a> {
+    /// Its place among those asked.
+    at: usize,
+    cache: &'a WorkerCache,
     low: usize,
     high: usize,
-    matched: Match,
+    age_blocks: u64,
 }
 
-impl Search {
-    fn over(blocks: usize) -> Self {
-        Search { low: 0, high: blocks, matched: Match::default() }
-    }
-
-    /// The block to look at next; `None` when the depth is known. Most prompts share nothing with
-    /// most workers, and one sent again shares all: the first block and the last are asked first.
+impl Search<'_> {
+    /// The block to look at next; `None` when the depth is known. A prompt sent again shares all: after
+    /// the first block the last is asked.
     fn probe(&self, blocks: usize) -> Option<usize> {
         (self.low < self.high).then(|| match (self.low, self.high) {
-            (0, _) => 0,
             (1, high) if high == blocks => blocks - 1,
             (low, high) => low + (high - low) / 2,
         })
@@ -185,7 +92,7 @@ impl Search {
         match age_blocks {
             Some(age_blocks) if probe >= self.low && probe < self.high => {
                 self.low = probe + 1;
-                self.matched = Match { blocks: self.low, age_blocks };
+                self.age_blocks = age_blocks;
             }
             Some(_) => {}
             None => self.high = self.high.min(probe).max(self.low),
@@ -220,27 +127,50 @@ impl PrefixIndex {
 
     /// [`PrefixIndex::depth`] of each worker, in their order; no match for those left out (`None`).
     pub fn depths(&self, digests: &[Digest], workers: &[Option<&WorkerCache>]) -> Vec<Match> {
-        let whole = |worker: &Option<&WorkerCache>| worker.map_or(0, |_| digests.len());
-        let mut searches: Vec<Search> =
-            workers.iter().map(|worker| Search::over(whole(worker))).collect();
+        let mut matches = vec![Match::default(); workers.len()];
+        let mut open = self.begin(digests, workers);
         // Any search's next probe will do: what it finds narrows the others too.
-        while let Some(probe) = searches.iter().find_map(|search| search.probe(digests.len())) {
+        while let Some(probe) = open.iter().find_map(|search| search.probe(digests.len())) {
             let digest = digests[probe].short();
             let stripe = self.stripe(digest);
             let holders = stripe.get(&digest);
-            for (search, worker) in searches.iter_mut().zip(workers) {
-                let Some(worker) = worker else { continue };
-                let used_at = holders.and_then(|holders| holders.used_at(worker.number));
-                search.learn(probe, used_at.and_then(|used_at| worker.age_if_believed(used_at)));
+            let mut cursor = Cursor::default();
+            for search in &mut open {
+                let number = search.cache.number;
+                let used_at = holders.and_then(|holders| holders.next_at(number, &mut cursor));
+                let age_blocks = used_at.and_then(|used_at| search.cache.age_if_believed(used_at));
+                search.learn(probe, age_blocks);
             }
         }
-        searches.iter().map(|search| search.matched).collect()
+        for search in open {
+            matches[search.at] = Match { blocks: search.low, age_blocks: search.age_blocks };
+        }
+        matches
+    }
+
+    /// Those who have the first block. Most prompts share nothing with most workers.
+    fn begin<'a>(
+        &self,
+        digests: &[Digest],
+        workers: &[Option<&'a WorkerCache>],
+    ) -> Vec<Search<'a>> {
+        let Some(first) = digests.first().map(Digest::short) else { return Vec::new() };
+        let stripe = self.stripe(first);
+        let Some(holders) = stripe.get(&first) else { return Vec::new() };
+        let mut cursor = Cursor::default();
+        let search = |(at, worker): (usize, &Option<&'a WorkerCache>)| {
+            let cache = (*worker)?;
+            let used_at = holders.next_at(cache.number, &mut cursor)?;
+            let age_blocks = cache.age_if_believed(used_at)?;
+            Some(Search { at, cache, low: 1, high: digests.len(), age_blocks })
+        };
+        workers.iter().enumerate().filter_map(search).collect()
     }
 
     /// Counts `digests` as used at the worker now; `matched` says which were believed to be there.
     pub fn insert(&self, digests: &[Digest], matched: Match, worker: &WorkerCache) {
         let (known, new) = digests.split_at(matched.blocks.min(digests.len()));
-        let added = if worker.is_timed { 0 } else { new.len() as u64 };
+        let added = new.len() as u64;
         let used_at = worker.clock.fetch_add(added, Relaxed) + added;
         let holder = Holder { worker: worker.number, used_at };
         for digest in new {
@@ -279,18 +209,6 @@ impl PrefixIndex {
     #[cfg(test)]
     fn room(&self) -> usize {
         self.stripes.iter().map(|stripe| stripe.lock().unwrap().capacity()).sum()
-    }
-
-    /// The worker's engine says that it does not hold these: what was predicted is not so.
-    pub fn deny(&self, digests: &[u128], worker: &WorkerCache) {
-        for digest in digests {
-            let mut stripe = self.stripe(*digest);
-            if let Some(holders) = stripe.get_mut(digest)
-                && !holders.retain(|holder| holder.worker != worker.number)
-            {
-                stripe.remove(digest);
-            }
-        }
     }
 
     /// Drops everything of workers that are gone for good.
@@ -411,35 +329,6 @@ mod tests {
             route(&index, &worker, &[other]);
             route(&index, &worker, &[other + 10_000]);
         }
-    }
-
-    #[test]
-    fn evidence_moves_the_capacity_both_ways_within_its_bounds() {
-        let worker = WorkerCache::new(0, 6_400);
-        worker.correct(0, true);
-        assert_eq!(worker.capacity_blocks(), 6_500);
-        worker.correct(100, false);
-        assert_eq!(worker.capacity_blocks(), 6_500 - 800);
-        for _ in 0..1_000 {
-            worker.correct(0, false);
-        }
-        assert_eq!(worker.capacity_blocks(), WORKER_BLOCKS_MIN);
-    }
-
-    #[test]
-    fn a_prediction_ends_with_its_time_or_with_the_engines_word() {
-        let index = PrefixIndex::new(1 << 12);
-        let worker = WorkerCache::of_predictions(0, 1_000);
-        worker.advance_to(5_000);
-        route(&index, &worker, &[1, 2, 3]);
-        let digests = chain(&[1, 2, 3]);
-        worker.advance_to(6_000);
-        assert_eq!(index.depth(&digests, &worker).blocks, 3);
-        index.deny(&[digests[1].short(), digests[2].short(), 7], &worker);
-        assert_eq!(index.depth(&digests, &worker).blocks, 1);
-        worker.advance_to(6_001);
-        worker.advance_to(5_000);
-        assert_eq!(index.depth(&digests, &worker).blocks, 0);
     }
 
     #[test]

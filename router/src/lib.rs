@@ -47,6 +47,7 @@ pub mod overlap;
 pub mod pace;
 pub mod page;
 pub mod parse;
+pub mod predictions;
 pub mod probe;
 pub mod queue;
 pub mod read;

@@ -5,13 +5,15 @@
 //! * **Learned**: the engine says nothing: what was routed there, corrected by its answers
 //!   ([`crate::index`]).
 //!
-//! Reads only. It decides nothing; that is [`dataplane::route::pick`].
+//! It decides nothing; that is [`dataplane::route::pick`].
+
+use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::feed::Known;
-use dataplane::route::index::Depths;
 
 use crate::cluster::{ModelView, WorkerView};
 use crate::index::{Match, WorkerCache};
+use crate::predictions::Asked;
 use crate::shard::Shard;
 use crate::tokenize::{Cut, Prefix};
 
@@ -48,7 +50,9 @@ impl Source {
 pub struct Overlap {
     /// Leading blocks at each level or a faster one, GPU, host, disk.
     pub blocks: [u32; 3],
-    /// The same by what was routed there; for an engine with events, lately.
+    /// Leading blocks that the engine itself says it holds.
+    pub told: u32,
+    /// What `blocks` rests on, where it is learned.
     pub matched: Match,
     /// Where `blocks` comes from.
     pub source: Source,
@@ -64,11 +68,6 @@ pub fn source(view: &WorkerView, prefix: &Prefix, now_ms: u64) -> Source {
         Known::Partial => Source::PartialEvents,
         Known::None => Source::Learned,
     }
-}
-
-/// What predictions and lessons of that worker are kept in.
-pub fn cache(view: &WorkerView, source: Source) -> &WorkerCache {
-    if source.is_engine() { &view.life.predicted } else { &view.life.cache }
 }
 
 /// What each worker of `model` holds of `prefix`, in their order; nothing of those left out.
@@ -87,51 +86,95 @@ pub fn overlaps(
     if prefix.digests.is_empty() {
         return found;
     }
-    let asked: Vec<Option<&WorkerCache>> = model
-        .workers
-        .iter()
-        .zip(&found)
-        .enumerate()
-        .map(|(at, (view, overlap))| {
-            let cache = cache(view, overlap.source);
-            cache.advance_to(now_ms);
-            is_asked(at).then_some(cache)
-        })
-        .collect();
-    let matches = shard.cluster.index.depths(&prefix.digests, &asked);
-    let reusable = prefix.blocks_reusable();
-    for (overlap, matched) in found.iter_mut().zip(matches) {
-        let most = if overlap.source.is_engine() { reusable } else { usize::MAX };
-        overlap.matched = Match { blocks: matched.blocks.min(most), ..matched };
-        overlap.blocks = [u32::try_from(overlap.matched.blocks).unwrap_or(u32::MAX); 3];
+    if found.iter().any(|overlap| !overlap.source.is_engine()) {
+        learned(shard, model, prefix, &mut found, &is_asked);
     }
     if found.iter().any(|overlap| overlap.source.is_engine()) {
-        let mut depths = shard.depths.borrow_mut();
-        from_events(shard, model, prefix, &mut depths, &mut found, is_asked);
+        told(shard, model, prefix, &mut found, &is_asked);
+        predicted(shard, model, prefix, &mut found, &is_asked);
     }
     found
 }
 
-/// Adds what the engines say. A block that was only routed counts as fast as any: it will be computed.
-fn from_events(
+/// What was routed to engines that say nothing, corrected by their answers.
+fn learned(
     shard: &Shard,
     model: &ModelView,
     prefix: &Prefix,
-    depths: &mut Depths,
+    found: &mut [Overlap],
+    is_asked: impl Fn(usize) -> bool,
+) {
+    let all = model.workers.iter().zip(&*found).enumerate();
+    let asked: Vec<Option<&WorkerCache>> = all
+        .map(|(at, (view, overlap))| {
+            (is_asked(at) && !overlap.source.is_engine()).then_some(&view.life.cache)
+        })
+        .collect();
+    let matches = shard.cluster.index.depths(&prefix.digests, &asked);
+    for (overlap, matched) in found.iter_mut().zip(matches) {
+        overlap.matched = matched;
+        overlap.blocks = [u32::try_from(matched.blocks).unwrap_or(u32::MAX); 3];
+    }
+}
+
+/// What the engines say.
+fn told(
+    shard: &Shard,
+    model: &ModelView,
+    prefix: &Prefix,
     found: &mut [Overlap],
     is_asked: impl Fn(usize) -> bool,
 ) {
     let Some(index) = shard.cluster.held() else { return };
-    index.lookup(&prefix.digests[..prefix.blocks_reusable()], depths);
+    let mut depths = shard.depths.borrow_mut();
+    index.lookup(&prefix.digests[..prefix.blocks_reusable()], &mut depths);
     for depth in depths.workers() {
         let Some(at) = model.position_of(depth.worker.0).filter(|at| is_asked(*at)) else {
             continue;
         };
-        let overlap = &mut found[at];
-        if overlap.source.is_engine() {
-            for (blocks, told) in overlap.blocks.iter_mut().zip(depth.blocks) {
-                *blocks = (*blocks).max(told);
-            }
+        if found[at].source.is_engine() {
+            found[at].blocks = depth.blocks;
+            found[at].told = depth.blocks[2];
         }
+    }
+}
+
+/// What is on its way there. It counts as fast as any: it will be computed.
+fn predicted(
+    shard: &Shard,
+    model: &ModelView,
+    prefix: &Prefix,
+    found: &mut [Overlap],
+    is_asked: impl Fn(usize) -> bool,
+) {
+    if shard.cluster.predictions.is_empty() {
+        return;
+    }
+    let digests = &prefix.digests[..prefix.blocks_reusable()];
+    let all = found.iter().zip(&model.workers).enumerate();
+    let (places, asked): (Vec<usize>, Vec<Asked>) = all
+        .filter(|(at, (overlap, _))| overlap.source.is_engine() && is_asked(*at))
+        .map(|(at, (overlap, view))| {
+            let since_ms = view.life.predicted_since_ms.load(Relaxed);
+            let worker = view.life.cache.number();
+            (at, Asked { worker, since_ms, from: overlap.told as usize })
+        })
+        .unzip();
+    let depths = shard.cluster.predictions.depths(digests, shard.now_ms(), &asked);
+    for ((at, asked), depth) in places.into_iter().zip(asked).zip(depths) {
+        if depth > asked.from {
+            found[at].blocks = [u32::try_from(depth).unwrap_or(u32::MAX); 3];
+        }
+    }
+}
+
+/// The prompt goes to `view`, and counts as present there from here on (predict on route).
+pub fn note(shard: &Shard, view: &WorkerView, prefix: &Prefix, overlap: &Overlap) {
+    if overlap.source.is_engine() {
+        let told = prefix.digests.len().min(overlap.told as usize);
+        let number = view.life.cache.number();
+        shard.cluster.predictions.note(&prefix.digests[told..], number, shard.now_ms());
+    } else if !prefix.digests.is_empty() {
+        shard.cluster.index.insert(&prefix.digests, overlap.matched, &view.life.cache);
     }
 }

@@ -76,6 +76,17 @@ impl Prefix {
         self.digests.len().min(usize::try_from(blocks).unwrap_or(usize::MAX))
     }
 
+    /// The prefix of a prompt whose exact tokens are known, by the digests of its whole blocks.
+    pub fn of_tokens(
+        digests: Rc<[Digest]>,
+        prompt_tokens: u64,
+        text_bytes: u64,
+        block_tokens: usize,
+    ) -> Self {
+        let tokens_per_block = block_tokens as f64;
+        Prefix { cut: Cut::Tokens, digests, prompt_tokens, text_bytes, tokens_per_block }
+    }
+
     fn none(text_bytes: u64) -> Self {
         Prefix {
             cut: Cut::None,
@@ -123,13 +134,13 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
             here::exact(shard, model, call, body, &naming(call, block_tokens)).await
     {
         count(if exact.cached_tokens > 0 { "exact_cached" } else { "exact" });
-        return exact_from(exact.digests(), exact.prompt_tokens, text_bytes, block_tokens);
+        return Prefix::of_tokens(exact.digests(), exact.prompt_tokens, text_bytes, block_tokens);
     }
     if is_exact && let Some(worker) = engine::that_tokenizes(model, call.endpoint, now_ms) {
         let key = short_hash(call, body, block_tokens);
         if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
             count("cached");
-            return exact_from(digests, prompt_tokens, text_bytes, block_tokens);
+            return Prefix::of_tokens(digests, prompt_tokens, text_bytes, block_tokens);
         }
         if let Some(tokens) = engine::ask(shard, &worker, call, body).await {
             count("engine");
@@ -149,7 +160,7 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
 fn exact(call: &Call, tokens: &[u32], text_bytes: u64, block_tokens: usize) -> Prefix {
     let Naming { seed, block_tokens } = naming(call, block_tokens);
     let digests = of_tokens(&seed, tokens, block_tokens);
-    exact_from(digests.into(), tokens.len() as u64, text_bytes, block_tokens)
+    Prefix::of_tokens(digests.into(), tokens.len() as u64, text_bytes, block_tokens)
 }
 
 /// What digests over token ids of `call` are made of.
@@ -157,16 +168,6 @@ fn naming(call: &Call, block_tokens: usize) -> Naming {
     let salt = call.cache_salt.as_deref().unwrap_or_default();
     let seed = seed(Unit::Tokens, &call.model, "", salt);
     Naming { seed, block_tokens }
-}
-
-fn exact_from(
-    digests: Rc<[Digest]>,
-    prompt_tokens: u64,
-    text_bytes: u64,
-    block_tokens: usize,
-) -> Prefix {
-    let tokens_per_block = block_tokens as f64;
-    Prefix { cut: Cut::Tokens, digests, prompt_tokens, text_bytes, tokens_per_block }
 }
 
 fn text(shard: &Shard, call: &Call, body: &[u8], text_bytes: u64) -> Prefix {

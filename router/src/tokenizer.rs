@@ -30,7 +30,7 @@ use crate::parse::{Call, Prompt};
 use conversation::{Conversation, Fields, Refusal};
 use cuts::{CUT_SPACING_BYTES, Cuts};
 use files::{Files, FilesError};
-pub use prompt::{Exact, Known, Naming, Text};
+pub use prompt::{Exact, Known, Naming, Text, joined};
 use template::{Template, TemplateError};
 
 /// A longer text is not tokenized here: two million tokens of English, more than any model takes.

@@ -9,12 +9,16 @@ pub struct Holder {
     pub used_at: u64,
 }
 
-/// The holders of one block: at least one, each worker once.
-#[derive(Debug)]
+/// The holders of one block: at least one, each worker once, by number.
+#[derive(Clone, Debug)]
 pub struct Holders {
     first: Holder,
     others: Vec<Holder>,
 }
+
+/// How far a walk over the holders came.
+#[derive(Debug, Default)]
+pub struct Cursor(usize);
 
 impl Holders {
     /// A block with its first holder.
@@ -29,15 +33,41 @@ impl Holders {
 
     /// When the worker used the block, if it did.
     pub fn used_at(&self, worker: u32) -> Option<u64> {
-        self.iter().find(|holder| holder.worker == worker).map(|holder| holder.used_at)
+        self.next_at(worker, &mut Cursor::default())
+    }
+
+    /// The same; who asks for all workers in the order of their numbers pays a step for each.
+    pub fn next_at(&self, worker: u32, cursor: &mut Cursor) -> Option<u64> {
+        if self.first.worker == worker {
+            return Some(self.first.used_at);
+        }
+        let is_next = self.others.get(cursor.0).is_some_and(|holder| holder.worker == worker);
+        if !is_next {
+            cursor.0 = self.others.partition_point(|holder| holder.worker < worker);
+        }
+        let holder = self.others.get(cursor.0).filter(|holder| holder.worker == worker)?;
+        cursor.0 += 1;
+        Some(holder.used_at)
     }
 
     /// Notes a use. A later one that was noted before stays: cores may come out of order.
-    pub fn note(&mut self, new: Holder) {
-        let mut all = std::iter::once(&mut self.first).chain(&mut self.others);
-        match all.find(|holder| holder.worker == new.worker) {
-            Some(holder) => holder.used_at = holder.used_at.max(new.used_at),
-            None => self.others.push(new),
+    pub fn note(&mut self, mut new: Holder) {
+        if new.worker < self.first.worker {
+            std::mem::swap(&mut self.first, &mut new);
+            self.others.insert(0, new);
+            return;
+        }
+        let known = if new.worker == self.first.worker {
+            Ok(&mut self.first)
+        } else {
+            match self.others.binary_search_by_key(&new.worker, |holder| holder.worker) {
+                Ok(at) => Ok(&mut self.others[at]),
+                Err(at) => Err(at),
+            }
+        };
+        match known {
+            Ok(holder) => holder.used_at = holder.used_at.max(new.used_at),
+            Err(at) => self.others.insert(at, new),
         }
     }
 
@@ -47,10 +77,11 @@ impl Holders {
         if keep(&self.first) {
             return true;
         }
-        self.others.pop().is_some_and(|holder| {
-            self.first = holder;
-            true
-        })
+        let is_left = !self.others.is_empty();
+        if is_left {
+            self.first = self.others.remove(0);
+        }
+        is_left
     }
 }
 
@@ -79,6 +110,10 @@ mod tests {
             }
             for worker in 0..5 {
                 prop_assert_eq!(holders.used_at(worker), map.get(&worker).copied());
+            }
+            let mut cursor = Cursor::default();
+            for worker in [0, 1, 2, 3, 4, 2, 0, 4] {
+                prop_assert_eq!(holders.next_at(worker, &mut cursor), map.get(&worker).copied());
             }
             map.remove(&gone);
             prop_assert_eq!(holders.retain(|holder| holder.worker != gone), !map.is_empty());

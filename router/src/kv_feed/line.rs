@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use dataplane::feed::{Decoder, FeedError, Follower, Op, Step, ToAgent, ToRouter, VERSION, encode};
@@ -22,6 +23,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Room offered to each read.
 const READ_ROOM_BYTES: usize = 64 << 10;
+
+/// A prediction outlives the engine's word by so much at least; a decision takes microseconds.
+const CONFIRMED_MS_MIN: u64 = 100;
+/// And for at most so many blocks of a worker.
+const CONFIRMED_BLOCKS_MAX: usize = 65_536;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,33 @@ pub enum LineError {
 struct Followed {
     life: Arc<WorkerLife>,
     follower: Follower,
+    confirmed: Confirmed,
+}
+
+/// Blocks that were told to be there. What was predicted of them ends only a moment later: a request that
+/// asked the index before they came must still find them predicted.
+#[derive(Default)]
+struct Confirmed {
+    last: Vec<u128>,
+    before: Vec<u128>,
+    turned_ms: u64,
+}
+
+impl Confirmed {
+    fn add(&mut self, digests: &[u128]) {
+        self.last.extend_from_slice(digests);
+    }
+
+    /// Those whose moment is over by now.
+    fn due(&mut self, now_ms: u64) -> Vec<u128> {
+        let is_due = now_ms.saturating_sub(self.turned_ms) >= CONFIRMED_MS_MIN
+            || self.last.len() > CONFIRMED_BLOCKS_MAX;
+        if !is_due {
+            return Vec::new();
+        }
+        self.turned_ms = now_ms;
+        std::mem::replace(&mut self.before, std::mem::take(&mut self.last))
+    }
 }
 
 /// What outlives a connection.
@@ -150,15 +183,17 @@ impl Line {
         let number = WorkerNumber(followed.life.cache.number());
         let has_ended = matches!(frame, ToRouter::Gone { .. });
         let (epoch, _) = followed.follower.position();
+        let now_ms = shard.cluster.now_ms();
+        shard.cluster.predictions.settle(&followed.confirmed.due(now_ms), number.0);
         let needs = match followed.follower.take(frame) {
             Step::Nothing => None,
             Step::Apply(ops) => {
-                apply(&shard, index, &followed.life, number, ops);
+                apply(&shard, index, followed, number, ops);
                 None
             }
             Step::Reset(ops) => {
                 index.clear(number);
-                apply(&shard, index, &followed.life, number, ops);
+                apply(&shard, index, followed, number, ops);
                 None
             }
             Step::Resync { forget } => {
@@ -171,9 +206,8 @@ impl Line {
         };
         let follower = &followed.follower;
         if has_ended || follower.position().0 != epoch {
-            followed.life.predicted.clear();
+            followed.life.predicted_since_ms.store(now_ms, Relaxed);
         }
-        let now_ms = shard.cluster.now_ms();
         followed.life.feed.hear(follower.known(), follower.block_tokens(), now_ms);
         Ok(needs)
     }
@@ -196,7 +230,8 @@ impl Line {
             .is_none_or(|followed| !Arc::ptr_eq(&followed.life, &found.life));
         if is_new {
             let life = Arc::clone(&found.life);
-            let fresh = Followed { life, follower: Follower::default() };
+            let fresh =
+                Followed { life, follower: Follower::default(), confirmed: Confirmed::default() };
             self.followed.insert(worker.to_owned(), fresh);
         }
         self.followed.get_mut(worker)
@@ -204,21 +239,28 @@ impl Line {
 }
 
 /// Makes the changes, each in the index and against what was predicted.
-fn apply(shard: &Shard, index: &Index, life: &WorkerLife, worker: WorkerNumber, ops: Vec<Op>) {
+fn apply(
+    shard: &Shard,
+    index: &Index,
+    followed: &mut Followed,
+    worker: WorkerNumber,
+    ops: Vec<Op>,
+) {
     for op in ops {
         match op {
             Op::Set { level, digests } => {
                 shard.stats.kv_blocks_set.inc_by(digests.len() as u64);
                 index.set(worker, level, &digests);
+                followed.confirmed.add(&digests);
             }
             Op::Remove { digests } => {
                 shard.stats.kv_blocks_removed.inc_by(digests.len() as u64);
                 index.remove(worker, &digests);
-                shard.cluster.index.deny(&digests, &life.predicted);
+                shard.cluster.predictions.settle(&digests, worker.0);
             }
             Op::Clear => {
                 index.clear(worker);
-                life.predicted.clear();
+                followed.life.predicted_since_ms.store(shard.cluster.now_ms(), Relaxed);
             }
         }
     }

@@ -63,17 +63,22 @@ pub struct Exact {
 impl Exact {
     /// One digest per whole block.
     pub fn digests(&self) -> Rc<[Digest]> {
-        let mut digests = Vec::with_capacity(self.segments.iter().map(|s| s.digests.len()).sum());
-        for segment in &self.segments {
-            digests.extend_from_slice(&segment.digests);
-        }
-        digests.into()
+        joined(self.segments.iter().map(|segment| &*segment.digests))
     }
 
     /// The token ids.
     pub fn tokens(&self) -> impl Iterator<Item = u32> + '_ {
         self.segments.iter().flat_map(|segment| segment.tokens.iter().copied())
     }
+}
+
+/// One chain of the parts that the cache keeps.
+pub fn joined<'a>(parts: impl Iterator<Item = &'a [Digest]> + Clone) -> Rc<[Digest]> {
+    let mut digests = Vec::with_capacity(parts.clone().map(<[Digest]>::len).sum());
+    for part in parts {
+        digests.extend_from_slice(part);
+    }
+    digests.into()
 }
 
 impl ModelTokenizer {
