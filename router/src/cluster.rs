@@ -4,7 +4,7 @@
 //! Owned here: who exists, who is healthy, what is in flight. Readers load one pointer and never wait.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -149,26 +149,7 @@ pub struct ModelView {
     /// What outlives a view.
     pub life: Arc<ModelLife>,
     /// Number in the index → place in `workers`.
-    positions: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
-}
-
-/// Numbers of workers are ours and follow each other: nobody can choose them to collide.
-#[derive(Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        // The golden ratio in 64 bits (Knuth): the map looks at the high bits.
-        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
+    positions: HashMap<u32, usize, foldhash::fast::RandomState>,
 }
 
 impl ModelView {

@@ -17,11 +17,11 @@
 //! by one epoch, never more.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::digest::Digest;
+use foldhash::fast::RandomState;
 
 use self::holders::{Cursor, Holder, Holders};
 pub use self::worker_cache::{WORKER_BLOCKS_MIN, WorkerCache};
@@ -34,29 +34,8 @@ const STRIPES: usize = 64;
 /// A stripe has room for so many blocks, however small the index.
 const STRIPE_BLOCKS_MIN: usize = 16;
 
-/// Digests are uniform already; hashing them again would be waste.
-#[derive(Default)]
-pub struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.0 ^= u64::from_le_bytes(word);
-        }
-    }
-
-    fn write_u128(&mut self, digest: u128) {
-        self.0 = (digest >> 64) as u64;
-    }
-}
-
-type Stripe = HashMap<u128, Holders, BuildHasherDefault<DigestHasher>>;
+/// Digests are hashes already, of prompts that anybody may choose: mixed with a secret is enough.
+type Stripe = HashMap<u128, Holders, RandomState>;
 
 /// How far a worker matches a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -239,7 +218,7 @@ impl PrefixIndex {
 /// use up its places, and so ends at twice the memory the limit stands for.
 fn grow(stripe: &mut Stripe, blocks_max: usize) {
     let room = (2 * stripe.len()).clamp(STRIPE_BLOCKS_MIN, blocks_max);
-    let mut larger = Stripe::with_capacity_and_hasher(room, BuildHasherDefault::default());
+    let mut larger = Stripe::with_capacity_and_hasher(room, RandomState::default());
     larger.extend(stripe.drain());
     *stripe = larger;
 }
@@ -345,7 +324,7 @@ mod tests {
     fn a_full_index_takes_no_more_memory() {
         let index = PrefixIndex::new(STRIPES * 100);
         let worker = WorkerCache::new(0, 1 << 20);
-        let room = Stripe::with_capacity_and_hasher(100, BuildHasherDefault::default()).capacity();
+        let room = Stripe::with_capacity_and_hasher(100, RandomState::default()).capacity();
         for turn in 0..2_000 {
             let tokens: Vec<u32> = (turn * 64..turn * 64 + 64).collect();
             route(&index, &worker, &tokens);

@@ -9,13 +9,12 @@
 //! events end, and finds how much further predictions go: a run of blocks, so a binary search.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use dataplane::digest::Digest;
+use foldhash::fast::RandomState;
 
-use crate::index::DigestHasher;
 use crate::index::holders::{Holder, Holders};
 
 /// Locks over the map; one is held for the time of one probe.
@@ -24,7 +23,7 @@ const STRIPES: usize = 64;
 /// a quarter of each new, and some 80 MB. What is above is not predicted.
 pub const BLOCKS_MAX: usize = 1 << 22;
 
-type Stripe = HashMap<u128, Holders, BuildHasherDefault<DigestHasher>>;
+type Stripe = HashMap<u128, Holders, RandomState>;
 
 /// One worker, as a lookup asks about it.
 #[derive(Clone, Copy, Debug)]

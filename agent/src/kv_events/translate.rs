@@ -417,8 +417,9 @@ impl Translator {
 
     /// Brings the effective level of a block, and of what follows it, up to date.
     fn refresh(&mut self, id: Id) {
-        let mut open = vec![id];
-        while let Some(id) = open.pop() {
+        // Most blocks have nothing behind them: no list is made for those.
+        let (mut next, mut open) = (Some(id), Vec::new());
+        while let Some(id) = next.take().or_else(|| open.pop()) {
             let node = self.tree.node(id);
             let before = match node.parent {
                 NONE => None,

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use dataplane::digest::Digest;
 use dataplane::feed::Level;
+use foldhash::fast::RandomState;
 
 use crate::kv_events::event::EngineHash;
 
@@ -88,7 +89,7 @@ impl Node {
 pub(super) struct Tree {
     nodes: Vec<Node>,
     free: Vec<Id>,
-    by_hash: HashMap<EngineHash, Id>,
+    by_hash: HashMap<EngineHash, Id, RandomState>,
     oldest_leaf: Id,
     youngest_leaf: Id,
 }
@@ -100,7 +101,7 @@ impl Tree {
         Tree {
             nodes: vec![root],
             free: Vec::new(),
-            by_hash: HashMap::new(),
+            by_hash: HashMap::default(),
             oldest_leaf: NONE,
             youngest_leaf: NONE,
         }

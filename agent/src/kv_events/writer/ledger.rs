@@ -2,8 +2,10 @@
 //! each at which level. Two changes that cancel out within a batch are not told.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Place;
 
 use dataplane::feed::Level;
+use foldhash::fast::RandomState;
 
 use crate::kv_events::translate::Change;
 
@@ -12,7 +14,8 @@ const CLEAR_ABOVE: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    entries: HashMap<u128, Entry>,
+    /// Digests are hashes already, of prompts that anybody may choose: mixed with a secret is enough.
+    entries: HashMap<u128, Entry, RandomState>,
     blocks: [u64; 3],
 }
 
@@ -73,12 +76,13 @@ impl Ledger {
         }
         let mut net = Net::default();
         for digest in touched {
-            let Some(entry) = self.entries.get_mut(&digest) else { continue };
+            let Place::Occupied(mut place) = self.entries.entry(digest) else { continue };
+            let entry = place.get_mut();
             entry.is_touched = false;
             let (old, new) = (entry.told, entry.level());
             entry.told = new;
             if new.is_none() {
-                self.entries.remove(&digest);
+                place.remove();
             }
             if old == new {
                 continue;
