@@ -119,6 +119,7 @@ pub struct Stats {
     tokenizer_cache_bytes: IntGauge,
     tokenizer_trusted: IntGaugeVec,
     kv_known: IntGaugeVec,
+    kv_predicted_blocks: IntGauge,
     kv_index_blocks: IntGauge,
     kv_index_bytes: IntGauge,
     kv_index_refused: IntCounter,
@@ -343,6 +344,10 @@ impl Stats {
                 "How much of a worker's KV cache its engine's events say: 2 all, 1 a part, 0 nothing.",
                 &["worker"],
             )?,
+            kv_predicted_blocks: declare.gauge(
+                "kv_predicted_blocks",
+                "Blocks on their way to engines that tell of them: routed there, neither confirmed nor denied.",
+            )?,
             kv_index_blocks: declare
                 .gauge("kv_index_blocks", "Blocks that engines say they hold, each counted once.")?,
             kv_index_bytes: declare
@@ -454,6 +459,8 @@ impl Stats {
             let waiting = i64::from(model.life.waiting());
             self.queue_requests.with_label_values(&[model.name.as_str()]).set(waiting);
         }
+        let predicted = cluster.predictions.len();
+        self.kv_predicted_blocks.set(predicted.try_into().unwrap_or(i64::MAX));
         self.index_blocks.set(cluster.index.len().try_into().unwrap_or(i64::MAX));
         if let Some(index) = cluster.held() {
             self.kv_index_blocks.set(index.len().try_into().unwrap_or(i64::MAX));
