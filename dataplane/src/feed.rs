@@ -1,10 +1,15 @@
-//! The feed: what an agent tells routers of the KV blocks its engines hold.
+//! The feed: what an agent tells routers of the KV blocks its engines hold, and what routers tell each
+//! other through it of the load they give them.
 //!
 //! A router dials the agent of each node and says [`ToAgent::Hello`]. The agent says Hello too, then a
 //! [`ToRouter::State`] for each worker it has, again at each change and once a second. For a worker
 //! that a router asks for with [`ToAgent::Want`] it sends one snapshot and every [`ToRouter::Batch`]
 //! after it. Numbers of batches rise by one; a router that sees a gap says Want again. What a router
 //! keeps for that is a [`Follower`].
+//!
+//! The other way a router says [`ToAgent::Load`] of each worker behind the agent: what it gave it itself,
+//! when that changed and once a second ([`crate::route::share`]). The agent adds up, and tells each
+//! router what the others gave: [`ToRouter::Others`]. A router counts as long as its connection lives.
 //!
 //! Blocks are named by the first 16 bytes of our digests ([`crate::digest::Digest::short`]), which do
 //! not compress: what saves bytes is that a batch says only what is different after it. At each
@@ -30,9 +35,10 @@ pub use encode::{Put, encode};
 pub use follow::{Follower, Step};
 
 pub use crate::route::index::Level;
+pub use crate::route::share::Load;
 
 /// Both sides say it first; a side that hears another number hangs up.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// First four bytes of each frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"CGF1";
 /// Bytes before the payload.
@@ -117,6 +123,13 @@ pub enum ToAgent {
         /// Worker id.
         worker: String,
     },
+    /// What this router has given a worker. Takes the place of what it said of it before.
+    Load {
+        /// Worker id; one that the agent does not have is nothing to it.
+        worker: String,
+        /// The router's own.
+        load: Load,
+    },
 }
 
 /// Agent to router.
@@ -175,6 +188,15 @@ pub enum ToRouter {
         /// Of the process that ended.
         epoch: u64,
     },
+    /// What the other routers have given a worker. Takes the place of what was said of it before.
+    Others {
+        /// Worker id.
+        worker: String,
+        /// Their sum, without what the hearer said itself.
+        load: Load,
+        /// How many they are.
+        routers: u32,
+    },
 }
 
 impl ToRouter {
@@ -185,7 +207,8 @@ impl ToRouter {
             ToRouter::State { worker, .. }
             | ToRouter::Batch { worker, .. }
             | ToRouter::Snapshot { worker, .. }
-            | ToRouter::Gone { worker, .. } => Some(worker),
+            | ToRouter::Gone { worker, .. }
+            | ToRouter::Others { worker, .. } => Some(worker),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! * [`backlog`]: the prefill work in front of a worker.
 //! * [`index`]: which worker holds which block, as the engines' events say.
+//! * [`share`]: what the routers in front of one worker know of each other.
 //! * [`speeds`]: what tokens cost in milliseconds, computed or fetched.
 //! * [`pick`]: the decision, and the table of its terms.
 //!
@@ -10,4 +11,5 @@
 pub mod backlog;
 pub mod index;
 pub mod pick;
+pub mod share;
 pub mod speeds;

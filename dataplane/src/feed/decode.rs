@@ -3,8 +3,8 @@
 
 use super::encode::{kind, op};
 use super::{
-    DIGESTS_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, NAME_BYTES_MAX,
-    OPS_MAX, Op, ToAgent, ToRouter,
+    DIGESTS_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load,
+    NAME_BYTES_MAX, OPS_MAX, Op, ToAgent, ToRouter,
 };
 
 /// Bytes of a varint of 64 bits.
@@ -108,6 +108,7 @@ impl Take for ToAgent {
         let message = match fields.byte()? {
             kind::HELLO => ToAgent::Hello { version: fields.number()?, process: fields.text()? },
             kind::WANT => ToAgent::Want { worker: fields.text()? },
+            kind::LOAD => ToAgent::Load { worker: fields.text()?, load: fields.load()? },
             other => return Err(FeedError::Kind(other)),
         };
         fields.end(message)
@@ -141,6 +142,11 @@ impl Take for ToRouter {
                 sets: fields.sets()?,
             },
             kind::GONE => ToRouter::Gone { worker: fields.text()?, epoch: fields.number()? },
+            kind::OTHERS => ToRouter::Others {
+                worker: fields.text()?,
+                load: fields.load()?,
+                routers: fields.number_32("routers")?,
+            },
             other => return Err(FeedError::Kind(other)),
         };
         fields.end(message)
@@ -218,6 +224,16 @@ impl Fields<'_> {
             2 => Ok(Known::Whole),
             _ => Err(FeedError::Value("known")),
         }
+    }
+
+    /// Out of bounds is refused: an honest side keeps to them.
+    fn load(&mut self) -> Result<Load, FeedError> {
+        let load = Load {
+            inflight: self.number_32("inflight")?,
+            waiting: self.number_32("waiting")?,
+            queued_us: self.number()?,
+        };
+        if load == load.bounded() { Ok(load) } else { Err(FeedError::Value("a load")) }
     }
 
     fn ops(&mut self) -> Result<Vec<Op>, FeedError> {
@@ -308,7 +324,15 @@ mod tests {
                 }
             ),
             head().prop_map(|(worker, epoch, _)| ToRouter::Gone { worker, epoch }),
+            (".{0,20}", load(), any::<u32>())
+                .prop_map(|(worker, load, routers)| ToRouter::Others { worker, load, routers }),
         ]
+    }
+
+    fn load() -> impl Strategy<Value = Load> {
+        (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(inflight, waiting, queued_us)| {
+            Load { inflight, waiting, queued_us }.bounded()
+        })
     }
 
     proptest! {
@@ -354,12 +378,39 @@ mod tests {
         for message in [
             ToAgent::Hello { version: VERSION, process: "cgn-router".into() },
             ToAgent::Want { worker: "n/d/0".into() },
+            ToAgent::Load {
+                worker: "n/d/0".into(),
+                load: Load { inflight: 3, waiting: 2, queued_us: 1_500 },
+            },
         ] {
             let mut decoder = Decoder::default();
             decoder.push(&encode(&message));
             assert_eq!(decoder.poll_message::<ToAgent>(), Ok(Some(message)));
             assert_eq!(decoder.poll_message::<ToAgent>(), Ok(None));
         }
+    }
+
+    #[test]
+    fn a_load_has_these_bytes() {
+        let load = Load { inflight: 300, waiting: 2, queued_us: 70_000 };
+        let said = encode(&ToAgent::Load { worker: "n/d/0".into(), load });
+        assert_eq!(said, b"CGF1\x0d\0\0\0\x06\x05n/d/0\xac\x02\x02\xf0\xa2\x04");
+        let told = encode(&ToRouter::Others { worker: "n/d/0".into(), load, routers: 2 });
+        assert_eq!(told, b"CGF1\x0e\0\0\0\x07\x05n/d/0\xac\x02\x02\xf0\xa2\x04\x02");
+    }
+
+    #[test]
+    fn a_load_out_of_bounds_is_cut_where_it_is_said_and_refused_where_it_is_heard() {
+        let load = Load { inflight: u32::MAX, waiting: u32::MAX, queued_us: u64::MAX };
+        let frame = encode(&ToAgent::Load { worker: "w".into(), load });
+        let heard = decode::<ToAgent>(&frame[FRAME_HEAD_BYTES..]);
+        assert_eq!(heard, Ok(ToAgent::Load { worker: "w".into(), load: load.bounded() }));
+        for fields in [[1, 2, 0], [0x80, 0x80, 0x80]] {
+            let payload = [&[kind::LOAD, 1, b'w'], fields.as_slice()].concat();
+            assert!(decode::<ToAgent>(&payload).is_err(), "{fields:?}");
+        }
+        let many = [kind::LOAD, 1, b'w', 0x81, 0x80, 0x40, 0, 0];
+        assert_eq!(decode::<ToAgent>(&many), Err(FeedError::Value("a load")));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Frames of the feed, written. What [`super::decode`](mod@super::decode) would refuse is not made
 //! here: callers keep to the limits, and the round trip is a property.
 
-use super::{FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, NAME_BYTES_MAX, Op, ToAgent, ToRouter};
+use super::{
+    FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load, NAME_BYTES_MAX, Op, ToAgent, ToRouter,
+};
 
 /// First byte of each payload.
 pub(super) mod kind {
@@ -11,6 +13,8 @@ pub(super) mod kind {
     pub const BATCH: u8 = 3;
     pub const SNAPSHOT: u8 = 4;
     pub const GONE: u8 = 5;
+    pub const LOAD: u8 = 6;
+    pub const OTHERS: u8 = 7;
 }
 
 /// First byte of each operation. The three of Set are the levels.
@@ -56,6 +60,11 @@ impl Put for ToAgent {
             ToAgent::Want { worker } => {
                 bytes.push(kind::WANT);
                 put_text(bytes, worker);
+            }
+            ToAgent::Load { worker, load } => {
+                bytes.push(kind::LOAD);
+                put_text(bytes, worker);
+                put_load(bytes, *load);
             }
         }
     }
@@ -111,6 +120,12 @@ impl Put for ToRouter {
                 put_text(bytes, worker);
                 put_number(bytes, *epoch);
             }
+            ToRouter::Others { worker, load, routers } => {
+                bytes.push(kind::OTHERS);
+                put_text(bytes, worker);
+                put_load(bytes, *load);
+                put_number(bytes, u64::from(*routers));
+            }
         }
     }
 }
@@ -128,6 +143,14 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     let text = &text[..text.floor_char_boundary(NAME_BYTES_MAX)];
     put_number(bytes, text.len() as u64);
     bytes.extend_from_slice(text.as_bytes());
+}
+
+/// A load out of bounds is cut to them, for the same reason.
+fn put_load(bytes: &mut Vec<u8>, load: Load) {
+    let load = load.bounded();
+    put_number(bytes, u64::from(load.inflight));
+    put_number(bytes, u64::from(load.waiting));
+    put_number(bytes, load.queued_us);
 }
 
 fn put_ops(bytes: &mut Vec<u8>, ops: &[Op]) {
