@@ -1,4 +1,5 @@
-//! What the engines of this node hold in their KV caches, told to routers.
+//! What the engines of this node hold in their KV caches, told to routers; and what routers gave them,
+//! told to the other routers.
 //!
 //! ```text
 //!  engine ─ZMQ/HTTP→ subscribe ─bytes→ decode ─Event→ translate ─Change→ writer ─frames→ board ─→ serve ─→ routers
@@ -6,7 +7,7 @@
 //!
 //! * Deciding, pure: [`msgpack`], [`event`], [`decode`], [`tensorrt`] (an engine's bytes into events),
 //!   [`sequence`] (gaps and restarts), [`translate`] (engine hashes into our digests and levels),
-//!   [`writer`] (one worker's feed).
+//!   [`writer`] (one worker's feed), [`loads`] (what routers gave, added up for each other).
 //! * Doing: [`subscribe`] (engines), [`serve`] (routers).
 //! * Owning: [`board`] (all writers and the routers that listen), [`follow_engines`] (one task for each engine).
 //!
@@ -17,6 +18,7 @@ pub mod board;
 pub mod decode;
 pub mod event;
 pub mod follow_engines;
+pub mod loads;
 pub mod metrics;
 pub mod msgpack;
 pub mod sequence;

@@ -17,7 +17,7 @@ pub struct Node {
     pub cpu_cores: u32,
     /// Memory of the machine; 0 is unknown.
     pub memory_bytes: u64,
-    /// Where routers dial for what KV caches hold, if anywhere.
+    /// Where routers dial for what KV caches hold and what other routers gave, if anywhere.
     pub kv_feed: Option<String>,
 }
 
@@ -98,8 +98,9 @@ fn engine(node: &Node, id: &ReplicaId, replica: &Replica, now: Duration) -> Engi
         .collect();
     engine.epoch = run.epoch;
     engine.model_files = run.expected.model_files.clone().unwrap_or_default();
+    engine.kv_feed = node.kv_feed.clone().unwrap_or_default();
     if let Some(block_tokens) = &run.kv_block_tokens {
-        engine.kv_feed = node.kv_feed.clone().unwrap_or_default();
+        engine.kv_events = node.kv_feed.is_some();
         engine.kv_block_tokens = block_tokens.load(Relaxed);
     }
     engine.log_path = run.log_path.display().to_string();

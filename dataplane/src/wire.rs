@@ -114,10 +114,13 @@ pub struct Worker {
     pub power_watts: Option<f32>,
     /// Requests the engine itself says it is working on, where it says.
     pub running_requests: Option<u32>,
-    /// Where its agent tells what its KV cache holds ([`crate::feed`]): `host:port` or `unix:/path`;
-    /// none where the engine has no KV events.
+    /// Where its agent is dialled ([`crate::feed`]), for what its KV cache holds and for what other routers
+    /// gave it: `host:port` or `unix:/path`; none where there is no agent, or it listens nowhere.
     #[serde(default)]
     pub kv_feed: Option<String>,
+    /// Whether its engine has KV events, and `kv_feed` tells what its KV cache holds.
+    #[serde(default)]
+    pub kv_events: bool,
     /// Tokens in a block of its KV cache, by the engine's own word; 0 is unknown.
     #[serde(default)]
     pub kv_block_tokens: u32,
@@ -260,10 +263,16 @@ pub struct Candidate {
     pub prefix_tokens: u64,
     /// Of these, tokens that would have to be fetched.
     pub fetch_tokens: u64,
-    /// Prefill work in front of it, in ms.
+    /// Prefill work in front of it, in ms, whichever router gave it.
     pub queued_ms: f64,
-    /// Requests in flight to it from this router.
+    /// Of this, what other routers gave.
+    #[serde(default)]
+    pub queued_others_ms: f64,
+    /// Requests in flight to it from all routers.
     pub inflight: u32,
+    /// Of these, those of other routers.
+    #[serde(default)]
+    pub inflight_others: u32,
     /// Its slots.
     pub slots: u32,
     /// Weighted KV term: its own prefill, in ms like the others.

@@ -126,12 +126,14 @@ pub fn gather(
 fn candidate(view: &WorkerView, excluded: Option<Exclusion>, now_ms: u64) -> Candidate {
     let life = &view.life;
     let backlog = life.backlog.load();
-    let inflight = life.inflight.load(Relaxed);
+    let others = life.others.at(now_ms);
+    let inflight = life.inflight.load(Relaxed).saturating_add(others.load.inflight);
+    let waiting = backlog.waiting.saturating_add(others.load.waiting);
     Candidate {
         excluded,
         held: Held::default(),
-        queued_ms: backlog.left_ms(now_ms as f64),
-        decoding: inflight.saturating_sub(backlog.waiting),
+        queued_ms: backlog.left_ms(now_ms as f64) + others.left_ms(now_ms as f64),
+        decoding: inflight.saturating_sub(waiting),
         inflight,
         slots: view.worker.slots.max(1),
         picked: life.picked.load(Relaxed),

@@ -14,6 +14,7 @@ use dataplane::feed::Known;
 use dataplane::route::backlog::Backlog;
 use dataplane::route::index::{Index, Limits, LimitsError, WorkerNumber};
 use dataplane::route::pick::Exclusion;
+use dataplane::route::share;
 use dataplane::wire::{EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
 
 use crate::breaker::Breaker;
@@ -21,6 +22,7 @@ use crate::breaker::outlier::{WorkerWindow, eject};
 use crate::hall::{Bells, ModelLife};
 use crate::hedge::Hedging;
 use crate::index::{PrefixIndex, WorkerCache};
+use crate::kv_feed::others::SharedOthers;
 use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
 use crate::predictions::{self, Predictions};
@@ -35,10 +37,12 @@ pub struct WorkerLife {
     pub predicted_since_ms: AtomicU64,
     /// What its engine's events say of its KV cache.
     pub feed: FeedState,
-    /// Requests in flight to it, over all cores.
+    /// Requests of this router in flight to it, over all cores.
     pub inflight: AtomicU32,
-    /// Prefill work in front of it.
+    /// Prefill work in front of it, given by this router.
     pub backlog: SharedBacklog,
+    /// What other routers gave it.
+    pub others: SharedOthers,
     /// Requests given to it.
     pub picked: AtomicU64,
     /// The last probe reached it.
@@ -79,6 +83,11 @@ impl SharedBacklog {
         self.given_us.fetch_sub(prefill_us, Relaxed);
         self.waiting.fetch_sub(1, Relaxed);
         self.since_ms.store(now_ms, Relaxed);
+    }
+
+    /// Requests that wait, and the µs their prefills were given.
+    pub fn counted(&self) -> (u32, u64) {
+        (self.waiting.load(Relaxed), self.given_us.load(Relaxed))
     }
 
     /// As it is now.
@@ -168,11 +177,18 @@ impl ModelView {
         usize::try_from(view.life.feed.block_tokens()).ok()
     }
 
-    /// Requests its ready workers may have in flight together.
+    /// Requests of this router that its ready workers may have in flight together: what other routers
+    /// leave, at least a fair share ([`share::places`]).
     pub fn places(&self, per_slot: u32, now_ms: u64) -> u32 {
-        let ready = |worker: &&Arc<WorkerView>| worker.is_ready(now_ms);
-        let slots = self.workers.iter().filter(ready).map(|worker| worker.worker.slots.max(1));
-        slots.fold(0, |sum: u32, slots| sum.saturating_add(slots.saturating_mul(per_slot)))
+        let (mut places, mut others_inflight, mut routers) = (0u32, 0u32, 0u32);
+        for worker in self.workers.iter().filter(|worker| worker.is_ready(now_ms)) {
+            let slots = worker.worker.slots.max(1);
+            let others = worker.life.others.at(now_ms);
+            places = places.saturating_add(slots.saturating_mul(per_slot));
+            others_inflight = others_inflight.saturating_add(others.load.inflight);
+            routers = routers.max(others.routers);
+        }
+        share::places(places, others_inflight, routers)
     }
 }
 
@@ -428,6 +444,7 @@ impl Cluster {
             feed: FeedState::default(),
             inflight: AtomicU32::new(0),
             backlog: SharedBacklog::default(),
+            others: SharedOthers::default(),
             picked: AtomicU64::new(0),
             healthy: AtomicBool::new(healthy),
             breaker: Breaker::new(self.config.breaker.clone()),
@@ -496,6 +513,7 @@ mod tests {
             power_watts: None,
             running_requests: None,
             kv_feed: None,
+            kv_events: false,
             kv_block_tokens: 0,
             model_files: None,
         }

@@ -316,6 +316,7 @@ impl StaticWorker {
             power_watts: None,
             running_requests: None,
             kv_feed: None,
+            kv_events: false,
             kv_block_tokens: 0,
             model_files: None,
         }

@@ -27,12 +27,14 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
     let scale = Scale::of(&candidates, &request, &rules);
     // The seed only breaks exact ties; the next request will have another.
     let picked = pick::worker(&candidates, &request, &rules, 0);
+    let now_ms = shard.now_ms();
     let mut rows: Vec<Row> = model
         .workers
         .iter()
         .zip(&candidates)
         .map(|(view, candidate)| {
             let terms = scale.terms(candidate);
+            let others = view.life.others.at(now_ms);
             Row {
                 worker: view.worker.id.clone(),
                 eligible: candidate.excluded.is_none(),
@@ -40,7 +42,9 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
                 prefix_tokens: candidate.held.total(),
                 fetch_tokens: candidate.held.total() - candidate.held.gpu_tokens,
                 queued_ms: candidate.queued_ms,
+                queued_others_ms: others.left_ms(now_ms as f64).min(candidate.queued_ms),
                 inflight: candidate.inflight,
+                inflight_others: others.load.inflight.min(candidate.inflight),
                 slots: candidate.slots,
                 kv: terms.kv,
                 load: terms.load,

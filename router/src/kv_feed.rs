@@ -1,4 +1,5 @@
-//! Follows what agents tell of the KV blocks their engines hold, and keeps the index of events by it.
+//! Follows what agents tell of the KV blocks their engines hold, and keeps the index of events by it. And
+//! tells them what this router gave their engines, to hear what other routers did.
 //!
 //! A connection for each agent that a worker names ([`dataplane::wire::Worker::kv_feed`]), all on the
 //! house thread; requests only read the index. An agent that is away is dialled again for ever, and
@@ -6,61 +7,104 @@
 //! [`dataplane::feed::Follower`] and kept by [`dataplane::route::index`]; this does the I/O between.
 
 pub mod line;
+pub mod others;
 pub mod state;
+pub mod tell;
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::shard::Shard;
+use dataplane::route::share::LOAD_INTERVAL_MS;
 
-/// Between two looks at who is to be followed.
-const LOOK: Duration = Duration::from_millis(200);
+use crate::cluster::WorkerView;
+use crate::shard::Shard;
+use tell::Teller;
+
+/// Between two looks at what this router gave the workers of agents it follows.
+const LOAD_LOOK: Duration = Duration::from_millis(LOAD_INTERVAL_MS);
+/// Of these looks, one at who is to be followed: each 200 ms.
+const LOOK_EVERY: u32 = 10;
 /// Agents followed at a time: as many nodes as a cluster may have.
 const LINES_MAX: usize = 1_024;
 /// First pause after an agent went away, and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// An agent that is followed.
+struct Followed {
+    is_wanted: Rc<Cell<bool>>,
+    teller: Rc<Teller>,
+    workers: Vec<Arc<WorkerView>>,
+}
+
 /// Follows every agent that the picture in force names, for ever.
 pub async fn run(shard: Rc<Shard>) {
-    let mut lines: HashMap<String, Rc<Cell<bool>>> = HashMap::new();
+    let mut lines: BTreeMap<String, Followed> = BTreeMap::new();
     let mut is_over = false;
     loop {
-        let mut wanted: BTreeSet<String> =
-            shard.cluster.view().workers().filter_map(|view| view.worker.kv_feed.clone()).collect();
-        if wanted.len() > LINES_MAX {
-            if !std::mem::replace(&mut is_over, true) {
-                tracing::warn!(
-                    agents = wanted.len(),
-                    LINES_MAX,
-                    "too many feeds; some are left out"
-                );
-            }
-            while wanted.len() > LINES_MAX {
-                wanted.pop_last();
+        let wanted = wanted(&shard, &mut is_over);
+        reconcile(&shard, &mut lines, wanted);
+        if lines.is_empty() {
+            monoio::time::sleep(LOAD_LOOK * LOOK_EVERY).await;
+            continue;
+        }
+        for _ in 0..LOOK_EVERY {
+            monoio::time::sleep(LOAD_LOOK).await;
+            let now_ms = shard.now_ms();
+            for line in lines.values() {
+                line.teller.look(&line.workers, now_ms);
             }
         }
-        lines.retain(|address, is_wanted| {
-            is_wanted.set(wanted.contains(address));
-            is_wanted.get()
-        });
-        for address in wanted {
-            lines.entry(address).or_insert_with_key(|address| {
-                let is_wanted = Rc::new(Cell::new(true));
-                let (shard, address) = (Rc::clone(&shard), address.clone());
-                monoio::spawn(keep(shard, address, Rc::clone(&is_wanted)));
-                is_wanted
-            });
+    }
+}
+
+/// The agents of the picture in force, with their workers.
+fn wanted(shard: &Shard, is_over: &mut bool) -> BTreeMap<String, Vec<Arc<WorkerView>>> {
+    let mut wanted: BTreeMap<String, Vec<Arc<WorkerView>>> = BTreeMap::new();
+    for view in shard.cluster.view().workers() {
+        let Some(address) = &view.worker.kv_feed else { continue };
+        match wanted.get_mut(address) {
+            Some(workers) => workers.push(Arc::clone(view)),
+            None => drop(wanted.insert(address.clone(), vec![Arc::clone(view)])),
         }
-        monoio::time::sleep(LOOK).await;
+    }
+    if wanted.len() > LINES_MAX && !std::mem::replace(is_over, true) {
+        tracing::warn!(agents = wanted.len(), LINES_MAX, "too many feeds; some are left out");
+    }
+    while wanted.len() > LINES_MAX {
+        wanted.pop_last();
+    }
+    wanted
+}
+
+fn reconcile(
+    shard: &Rc<Shard>,
+    lines: &mut BTreeMap<String, Followed>,
+    mut wanted: BTreeMap<String, Vec<Arc<WorkerView>>>,
+) {
+    lines.retain(|address, line| match wanted.remove(address) {
+        Some(workers) => {
+            line.workers = workers;
+            true
+        }
+        None => {
+            line.is_wanted.set(false);
+            false
+        }
+    });
+    for (address, workers) in wanted {
+        let (is_wanted, teller) = (Rc::new(Cell::new(true)), Rc::<Teller>::default());
+        let line = line::Line::new(shard, &address, Rc::clone(&teller));
+        monoio::spawn(keep(line, address.clone(), Rc::clone(&is_wanted)));
+        lines.insert(address, Followed { is_wanted, teller, workers });
     }
 }
 
 /// One agent, dialled again and again until no worker names it any more.
-async fn keep(shard: Rc<Shard>, address: String, is_wanted: Rc<Cell<bool>>) {
-    let mut line = line::Line::new(&shard, &address);
+async fn keep(mut line: line::Line, address: String, is_wanted: Rc<Cell<bool>>) {
     let mut pause = RETRY_MIN;
     let mut was_there = true;
     while is_wanted.get() {

@@ -113,6 +113,8 @@ pub struct Stats {
     tenant_running: IntGaugeVec,
     picks: IntCounterVec,
     worker_inflight: IntGaugeVec,
+    worker_inflight_others: IntGaugeVec,
+    worker_other_routers: IntGaugeVec,
     worker_ready: IntGaugeVec,
     worker_blocks: IntGaugeVec,
     index_blocks: IntGauge,
@@ -318,7 +320,17 @@ impl Stats {
             picks: declare.counters("picks_total", "Requests given to a worker.", &["worker"])?,
             worker_inflight: declare.gauges(
                 "worker_inflight_requests",
-                "Requests in flight to a worker.",
+                "Requests of this router in flight to a worker.",
+                &["worker"],
+            )?,
+            worker_inflight_others: declare.gauges(
+                "worker_inflight_others_requests",
+                "Requests of other routers in flight to a worker, as its agent tells.",
+                &["worker"],
+            )?,
+            worker_other_routers: declare.gauges(
+                "worker_other_routers",
+                "Other routers that a worker's agent hears.",
                 &["worker"],
             )?,
             worker_ready: declare.gauges(
@@ -427,6 +439,8 @@ impl Stats {
         let now_ms = cluster.now_ms();
         for vector in [
             &self.worker_inflight,
+            &self.worker_inflight_others,
+            &self.worker_other_routers,
             &self.worker_blocks,
             &self.worker_ready,
             &self.kv_known,
@@ -443,10 +457,17 @@ impl Stats {
             self.worker_inflight
                 .with_label_values(&[id])
                 .set(i64::from(worker.life.inflight.load(Relaxed)));
+            if worker.worker.kv_feed.is_some() {
+                let others = worker.life.others.at(now_ms);
+                let inflight = i64::from(others.load.inflight);
+                self.worker_inflight_others.with_label_values(&[id]).set(inflight);
+                let routers = i64::from(others.routers);
+                self.worker_other_routers.with_label_values(&[id]).set(routers);
+            }
             self.worker_blocks
                 .with_label_values(&[id])
                 .set(worker.life.cache.capacity_blocks().try_into().unwrap_or(i64::MAX));
-            if worker.worker.kv_feed.is_some() {
+            if worker.worker.kv_events {
                 let known = worker.life.feed.known(now_ms) as i64;
                 self.kv_known.with_label_values(&[id]).set(known);
             }

@@ -89,8 +89,7 @@ impl Agent {
                 let (epoch, pid) = (watched.epoch, watched.process.pid());
                 tracing::info!(worker = self.worker(id), pid, port, epoch, "started");
                 self.processes.insert(id.clone(), watched);
-                let kv_block_tokens =
-                    events.map(|events| self.follow(id, epoch, spec, events, &rendering.args));
+                let kv_block_tokens = self.follow(id, epoch, spec, events, &rendering.args);
                 Event::Spawned(Run {
                     epoch,
                     pid,
@@ -106,15 +105,17 @@ impl Agent {
         }
     }
 
-    /// Has the engine's KV events followed, for as long as this process lives.
+    /// Has the engine's KV events followed, if it has any, and routers speak of it, for as long as this
+    /// process lives. Gives where the size of its blocks will be.
     fn follow(
         &self,
         id: &ReplicaId,
         epoch: u64,
         spec: &EngineSpec,
-        events: EventSource,
+        events: Option<EventSource>,
         args: &[String],
-    ) -> Arc<AtomicU32> {
+    ) -> Option<Arc<AtomicU32>> {
+        let has_events = events.is_some();
         let block_tokens = Arc::<AtomicU32>::default();
         let source = Source {
             epoch,
@@ -124,7 +125,7 @@ impl Agent {
             block_tokens: Arc::clone(&block_tokens),
         };
         self.following.begin(&self.worker(id), source);
-        block_tokens
+        has_events.then_some(block_tokens)
     }
 
     fn spawn(&mut self, invocation: &Invocation<'_>, log_path: &Path) -> io::Result<Watched> {

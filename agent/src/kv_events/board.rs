@@ -2,15 +2,18 @@
 //!
 //! What a writer says goes to each seat that follows the worker. A seat has a bounded queue: a router
 //! that does not keep up loses what waits for it and gets snapshots instead, and nobody else is
-//! delayed. Everything here is quick and under one lock; who reads sockets does not hold it.
+//! delayed. What routers gave workers ([`super::loads`]) is not queued: a seat has only the names of the
+//! workers to speak of. Everything here is quick and under one lock; who reads sockets does not hold it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use dataplane::feed::{Known, ToRouter, encode};
+use dataplane::feed::{Known, Load, ToRouter, encode};
 use tokio::sync::Notify;
 
 use super::event::Batch;
+use super::loads::Loads;
 use super::metrics::KvMetrics;
 use super::translate::Reason;
 use super::writer::{Snapshot, Writer, dropped_by_reason};
@@ -32,6 +35,7 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Inner {
     writers: BTreeMap<String, Writer>,
+    loads: Loads,
     seats: BTreeMap<u64, Seat>,
     seats_given: u64,
     /// Not counted in the metrics yet.
@@ -49,6 +53,8 @@ struct Seat {
     wanted: BTreeSet<String>,
     /// Of those, whose snapshot is due; nothing is sent on of them.
     due: BTreeSet<String>,
+    /// Workers whose load by the other routers it is to hear.
+    others_due: BTreeSet<String>,
     woken: Arc<Notify>,
 }
 
@@ -84,7 +90,17 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new life of a worker begins; its last one ends.
+    /// A worker's process `epoch` is there, with KV events or without: routers may speak of it.
+    pub fn serve(&self, worker: &str, epoch: u64) {
+        self.lock().loads.open(worker, epoch);
+    }
+
+    /// It has ended.
+    pub fn unserve(&self, worker: &str, epoch: u64) {
+        self.lock().loads.close(worker, epoch);
+    }
+
+    /// A new life of a worker with KV events begins; its last one ends.
     pub fn open(&self, worker: &str, writer: Writer) {
         let mut inner = self.lock();
         let state = writer.state();
@@ -151,9 +167,12 @@ impl Board {
         Some(block_tokens)
     }
 
-    /// Says of every worker where it stands.
-    pub fn heartbeat(&self) {
+    /// Says of every worker where it stands, and what it was given.
+    pub fn heartbeat(&self, now: Instant) {
         let mut inner = self.lock();
+        inner.loads.expire(now);
+        let workers: Vec<_> = inner.loads.workers().cloned().collect();
+        workers.iter().for_each(|worker| inner.others_are_due(worker, None));
         let states: Vec<_> = inner.writers.values().map(Writer::state).collect();
         for state in &states {
             inner.announce(state);
@@ -173,7 +192,9 @@ impl Board {
         let woken = Arc::clone(&seat.woken);
         let states: Vec<_> =
             inner.writers.values().map(|writer| encoded(&writer.state())).collect();
+        let workers = inner.loads.workers().cloned().collect();
         if let Some(seat) = inner.seats.get_mut(&id) {
+            seat.others_due = workers;
             for state in states {
                 // A seat that is new has room for every worker of a node.
                 let _ = seat.push(state);
@@ -202,6 +223,16 @@ impl Inner {
         let frame = encoded(frame);
         let pushed = self.seats.values_mut().map(|seat| seat.push(Arc::clone(&frame)));
         self.overflows += pushed.filter(|is_in| !is_in).count() as u64;
+    }
+
+    /// All but who said it are to hear what the others gave a worker.
+    fn others_are_due(&mut self, worker: &str, said_by: Option<u64>) {
+        for (_, seat) in self.seats.iter_mut().filter(|(id, _)| Some(**id) != said_by) {
+            // A name is there already while what was said before is still to be told.
+            if seat.others_due.insert(worker.to_owned()) {
+                seat.woken.notify_one();
+            }
+        }
     }
 
     fn send_on(&mut self, worker: &str, frame: &ToRouter) {
@@ -246,6 +277,28 @@ impl SeatHold {
         true
     }
 
+    /// The router says what it gave a worker.
+    pub fn tell(&self, worker: &str, load: Load, now: Instant) {
+        let mut inner = self.board.lock();
+        // A seat that was taken away counts no more.
+        if inner.seats.contains_key(&self.id) && inner.loads.tell(self.id, worker, load, now) {
+            inner.others_are_due(worker, Some(self.id));
+        }
+    }
+
+    /// What the others gave, of each worker of which that is new: frames in one piece, empty if nothing is.
+    pub fn others(&self) -> Vec<u8> {
+        let mut inner = self.board.lock();
+        let Inner { loads, seats, .. } = &mut *inner;
+        let Some(seat) = seats.get_mut(&self.id) else { return Vec::new() };
+        let due = std::mem::take(&mut seat.others_due).into_iter();
+        let told = due.filter_map(|worker| {
+            let (load, routers) = loads.others(&worker, self.id)?;
+            Some(encode(&ToRouter::Others { worker, load, routers }))
+        });
+        told.flatten().collect()
+    }
+
     /// What to send next, if there is anything. Snapshots come first, as `may_snapshot` allows.
     pub fn next(&self, may_snapshot: bool) -> Option<Next> {
         let mut inner = self.board.lock();
@@ -273,6 +326,8 @@ impl Drop for SeatHold {
     fn drop(&mut self) {
         let mut inner = self.board.lock();
         inner.seats.remove(&self.id);
+        let left = inner.loads.leave(self.id);
+        left.iter().for_each(|worker| inner.others_are_due(worker, None));
         self.board.show_seats(&mut inner);
     }
 }

@@ -1,5 +1,5 @@
 //! Keeps one subscription for each engine process that has KV events, as the agent's owner lists them,
-//! and the feed's heart beating. It owns the thread all of this runs on.
+//! has routers speak of all that are listed, and keeps the feed's heart beating. It owns the thread all of this runs on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,22 +20,22 @@ use crate::engine::events::Dialect;
 /// A silent feed says where it stands this often, so that a router notices what it missed.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One engine process whose events are wanted.
+/// One engine process.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// Of the process.
     pub epoch: u64,
     /// The name clients ask for.
     pub model: String,
-    /// Where its events come from.
-    pub events: EventSource,
+    /// Where its events come from; none where it has none.
+    pub events: Option<EventSource>,
     /// Data-parallel ranks, each with endpoints of its own.
     pub ranks: u32,
     /// Set to the tokens in a block once the engine says it.
     pub block_tokens: Arc<AtomicU32>,
 }
 
-/// All engine processes whose events are wanted, by worker id.
+/// All engine processes, by worker id.
 pub type Sources = BTreeMap<String, Source>;
 
 /// What the agent's owner keeps: lists engines here, and they are followed.
@@ -81,7 +81,9 @@ impl Following {
 
     /// Whether this worker's events are followed, and the size of its blocks; 0 is unknown.
     pub fn block_tokens(&self, worker: &str) -> Option<u32> {
-        self.sources.borrow().get(worker).map(|source| source.block_tokens.load(Relaxed))
+        let sources = self.sources.borrow();
+        let source = sources.get(worker).filter(|source| source.events.is_some())?;
+        Some(source.block_tokens.load(Relaxed))
     }
 }
 
@@ -102,7 +104,7 @@ async fn follow(mut wanted: watch::Receiver<Sources>, listener: Option<Listener>
                 let sources = wanted.borrow_and_update().clone();
                 reconcile(&sources, &mut followed, &board);
             }
-            _ = heartbeat.tick() => board.heartbeat(),
+            _ = heartbeat.tick() => board.heartbeat(std::time::Instant::now()),
         }
     }
 }
@@ -113,21 +115,24 @@ fn reconcile(sources: &Sources, followed: &mut HashMap<String, (u64, JoinSet<()>
         let stays = sources.get(worker).is_some_and(|source| source.epoch == *epoch);
         if !stays {
             board.close(worker, *epoch);
+            board.unserve(worker, *epoch);
         }
         stays
     });
     for (worker, source) in sources {
         if !followed.contains_key(worker) {
+            board.serve(worker, source.epoch);
             followed.insert(worker.clone(), (source.epoch, subscribed(worker, source, board)));
         }
     }
 }
 
 fn subscribed(worker: &str, source: &Source, board: &Board) -> JoinSet<()> {
-    let are_copies_counted = source.events.dialect == Dialect::Vllm;
+    let mut tasks = JoinSet::new();
+    let Some(events) = &source.events else { return tasks };
+    let are_copies_counted = events.dialect == Dialect::Vllm;
     let writer = Writer::new(worker, source.epoch, &source.model, are_copies_counted, source.ranks);
     board.open(worker, writer);
-    let mut tasks = JoinSet::new();
     for rank in 0..source.ranks.max(1) {
         let ear = Ear {
             board: board.clone(),
@@ -136,17 +141,17 @@ fn subscribed(worker: &str, source: &Source, board: &Board) -> JoinSet<()> {
             rank,
             block_tokens: Arc::clone(&source.block_tokens),
         };
-        match (source.events.dialect, subscribe::of_rank(&source.events, rank)) {
+        match (events.dialect, subscribe::of_rank(events, rank)) {
             (Dialect::TensorrtLlm, _) => {
-                tasks.spawn(tensorrt::poll(source.events.live.clone(), ear));
+                tasks.spawn(tensorrt::poll(events.live.clone(), ear));
                 // One address speaks for all ranks.
                 break;
             }
-            (_, Some(events)) => drop(tasks.spawn(subscribe::subscribe(events, ear))),
+            (_, Some(rank)) => drop(tasks.spawn(subscribe::subscribe(rank, ear))),
             (_, None) => tracing::warn!(
                 worker,
                 rank,
-                live = source.events.live,
+                live = events.live,
                 "the KV events of this rank have no address; use tcp:// endpoints for several ranks"
             ),
         }

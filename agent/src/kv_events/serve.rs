@@ -6,9 +6,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane::feed::{Decoder, FeedError, ToAgent, ToRouter, VERSION};
+use dataplane::route::share::LOAD_INTERVAL_MS;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{sleep, timeout};
@@ -23,6 +24,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between a snapshot and the next to the same router, for each of its parts: whoever asks all the
 /// time costs a share of the agent, not all of it.
 const PAUSE_PER_PART: Duration = Duration::from_millis(5);
+/// Between two words of what the other routers gave, to the same router.
+const OTHERS_INTERVAL: Duration = Duration::from_millis(LOAD_INTERVAL_MS);
+/// After a router said what it gave, before it is read again: one that babbles costs a share of the
+/// agent. An honest one says more only after [`OTHERS_INTERVAL`].
+const PAUSE_AFTER_LOADS: Duration = Duration::from_millis(5);
 /// Read at once.
 const READ_BYTES: usize = 4096;
 /// After a connection could not be accepted.
@@ -213,7 +219,7 @@ async fn hello(
         match decoder.poll_message::<ToAgent>()? {
             Some(ToAgent::Hello { version: VERSION, process }) => return Ok(process),
             Some(ToAgent::Hello { version, .. }) => return Err(RouterError::Version(version)),
-            Some(ToAgent::Want { .. }) => return Err(RouterError::Hello),
+            Some(_) => return Err(RouterError::Hello),
             None => fill(read, decoder).await?,
         }
     }
@@ -224,15 +230,25 @@ async fn listen(
     decoder: &mut Decoder,
     seat: &SeatHold,
 ) -> Result<std::convert::Infallible, RouterError> {
+    let mut has_told = false;
     loop {
         match decoder.poll_message::<ToAgent>()? {
+            Some(ToAgent::Load { worker, load }) => {
+                seat.tell(&worker, load, Instant::now());
+                has_told = true;
+            }
             Some(ToAgent::Want { worker }) => {
                 if !seat.want(&worker) {
                     return Err(RouterError::Greedy);
                 }
             }
             Some(ToAgent::Hello { .. }) => return Err(RouterError::Hello),
-            None => fill(read, decoder).await?,
+            None => {
+                if std::mem::take(&mut has_told) {
+                    sleep(PAUSE_AFTER_LOADS).await;
+                }
+                fill(read, decoder).await?;
+            }
         }
     }
 }
@@ -256,8 +272,17 @@ async fn tell(
     seat: &SeatHold,
 ) -> Result<std::convert::Infallible, RouterError> {
     let mut snapshot_from = tokio::time::Instant::now();
+    let mut others_from = snapshot_from;
     loop {
-        let may_snapshot = tokio::time::Instant::now() >= snapshot_from;
+        let now = tokio::time::Instant::now();
+        if now >= others_from {
+            let others = seat.others();
+            if !others.is_empty() {
+                put(write, &others).await?;
+                others_from = now + OTHERS_INTERVAL;
+            }
+        }
+        let may_snapshot = now >= snapshot_from;
         match seat.next(may_snapshot) {
             Some(Next::Frame(frame)) => put(write, &frame).await?,
             Some(Next::Snapshot(snapshot)) => {
@@ -266,11 +291,16 @@ async fn tell(
                 }
                 snapshot_from = tokio::time::Instant::now() + PAUSE_PER_PART * snapshot.parts();
             }
-            None if may_snapshot => seat.woken().await,
-            None => tokio::select! {
-                () = seat.woken() => {}
-                () = tokio::time::sleep_until(snapshot_from) => {}
-            },
+            None => {
+                let later = [snapshot_from, others_from].into_iter().filter(|from| *from > now);
+                match later.min() {
+                    None => seat.woken().await,
+                    Some(from) => tokio::select! {
+                        () = seat.woken() => {}
+                        () = tokio::time::sleep_until(from) => {}
+                    },
+                }
+            }
         }
     }
 }

@@ -134,7 +134,7 @@ fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 12] {
         candidate.prefix_tokens.to_string(),
         candidate.fetch_tokens.to_string(),
         term(candidate.queued_ms),
-        format!("{}/{}", candidate.inflight, candidate.slots),
+        in_flight(candidate),
         term(candidate.kv),
         term(candidate.load),
         term(candidate.power),
@@ -142,4 +142,13 @@ fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 12] {
         term(candidate.cost),
         candidate.excluded_because.clone(),
     ]
+}
+
+/// Of its slots; what other routers gave stands behind a plus.
+fn in_flight(candidate: &Candidate) -> String {
+    let Candidate { inflight, inflight_others, slots, .. } = candidate;
+    match inflight_others {
+        0 => format!("{inflight}/{slots}"),
+        others => format!("{}+{others}/{slots}", inflight.saturating_sub(*others)),
+    }
 }

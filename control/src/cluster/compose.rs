@@ -60,6 +60,7 @@ fn worker(node_id: &str, node: &Node, engine: &Engine, is_desired: bool) -> Opti
         power_watts: engine.power_watts.filter(|watts| watts.is_finite() && *watts >= 0.0),
         running_requests: engine.running_requests,
         kv_feed: Some(engine.kv_feed.clone()).filter(|address| !address.is_empty()),
+        kv_events: engine.kv_events,
         kv_block_tokens: engine.kv_block_tokens,
         model_files: Some(engine.model_files.clone()).filter(|folder| !folder.is_empty()),
     })

@@ -150,6 +150,7 @@ fn worker(model: u64, at: usize, port: u16) -> Worker {
         power_watts: None,
         running_requests: None,
         kv_feed: None,
+        kv_events: false,
         kv_block_tokens: 0,
         model_files: None,
     }

@@ -1,7 +1,8 @@
-//! One connection to one agent: frames in, changes of the index out.
+//! One connection to one agent: frames in, changes of the index out; and what is told it, written.
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use dataplane::feed::{Decoder, FeedError, Follower, Op, Step, ToAgent, ToRouter, VERSION, encode};
 use dataplane::route::index::{Index, WorkerNumber};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::{TcpStream, UnixStream};
 
 use crate::cluster::WorkerLife;
+use crate::kv_feed::tell::Teller;
 use crate::shard::Shard;
-use crate::stream::Stream;
+use crate::socket::{read_more, write_all};
 
 /// An agent answers a dial within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,6 +50,9 @@ pub enum LineError {
     /// Nothing came for [`SILENCE_MAX`].
     #[error("nothing came for {} s", SILENCE_MAX.as_secs())]
     Silent,
+    /// It makes this router ask and ask, and takes no answer for [`SILENCE_MAX`].
+    #[error("it reads nothing")]
+    Deaf,
     /// No worker names it any more.
     #[error("no longer wanted")]
     Unwanted,
@@ -92,15 +98,16 @@ impl Confirmed {
 pub struct Line {
     shard: Rc<Shard>,
     address: String,
+    teller: Rc<Teller>,
     followed: HashMap<String, Followed>,
     was_heard: bool,
 }
 
 impl Line {
-    /// The agent at `address`, not dialled yet.
-    pub fn new(shard: &Rc<Shard>, address: &str) -> Self {
+    /// The agent at `address`, not dialled yet; it is told what `teller` has for it.
+    pub fn new(shard: &Rc<Shard>, address: &str, teller: Rc<Teller>) -> Self {
         let (shard, address) = (Rc::clone(shard), address.to_owned());
-        Line { shard, address, followed: HashMap::new(), was_heard: false }
+        Line { shard, address, teller, followed: HashMap::new(), was_heard: false }
     }
 
     /// Whether it said hello since this was asked last.
@@ -110,7 +117,8 @@ impl Line {
 
     /// Dials and follows until something ends it.
     pub async fn follow(&mut self, is_wanted: &Cell<bool>) -> LineError {
-        let ended = self.listen(is_wanted).await;
+        let ended = self.connect(is_wanted).await;
+        self.teller.close();
         self.shard.stats.kv_feed_disconnects.inc();
         for followed in self.followed.values_mut() {
             followed.follower.disconnected();
@@ -121,34 +129,60 @@ impl Line {
         }
     }
 
+    async fn connect(&mut self, is_wanted: &Cell<bool>) -> Result<Infallible, LineError> {
+        match self.address.strip_prefix("unix:").map(str::to_owned) {
+            Some(path) => {
+                let dialled = UnixStream::connect(Path::new(&path));
+                let dialled = monoio::time::timeout(CONNECT_TIMEOUT, dialled).await;
+                self.converse(dialled.map_err(|_| LineError::Silent)??, is_wanted).await
+            }
+            None => {
+                let dialled = TcpStream::connect(&self.address);
+                let dialled = monoio::time::timeout(CONNECT_TIMEOUT, dialled).await;
+                let stream = dialled.map_err(|_| LineError::Silent)??;
+                stream.set_nodelay(true)?;
+                self.converse(stream, is_wanted).await
+            }
+        }
+    }
+
+    /// Hears and tells at the same time, until one of the two fails.
+    async fn converse<S: Splitable>(
+        &mut self,
+        stream: S,
+        is_wanted: &Cell<bool>,
+    ) -> Result<Infallible, LineError>
+    where
+        S::OwnedRead: AsyncReadRent,
+        S::OwnedWrite: AsyncWriteRent,
+    {
+        let (read, write) = stream.into_split();
+        let teller = Rc::clone(&self.teller);
+        monoio::select! {
+            ended = tell(write, &teller) => ended,
+            ended = self.listen(read, is_wanted) => ended,
+        }
+    }
+
     async fn listen(
         &mut self,
+        mut stream: impl AsyncReadRent,
         is_wanted: &Cell<bool>,
-    ) -> Result<std::convert::Infallible, LineError> {
-        let dialled = monoio::time::timeout(CONNECT_TIMEOUT, dial(&self.address)).await;
-        let mut stream = dialled.map_err(|_| LineError::Silent)??;
-        let hello = ToAgent::Hello { version: VERSION, process: "cgn-router".to_owned() };
-        stream.write_all(&mut encode(&hello)).await?;
+    ) -> Result<Infallible, LineError> {
         let mut decoder = Decoder::default();
         let mut buffer = Vec::new();
-        let mut wants = Vec::new();
         loop {
             while let Some(frame) = decoder.poll_message::<ToRouter>()? {
                 if !is_wanted.get() {
                     return Err(LineError::Unwanted);
                 }
-                if let Some(worker) = self.take(frame)? {
-                    wants.extend(encode(&ToAgent::Want { worker }));
+                if let Some(worker) = self.take(frame)?
+                    && !self.teller.want(worker)
+                {
+                    return Err(LineError::Deaf);
                 }
             }
-            if !wants.is_empty() {
-                // Few and short: an agent that does not read them ends the connection by silence.
-                let written =
-                    monoio::time::timeout(SILENCE_MAX, stream.write_all(&mut wants)).await;
-                written.map_err(|_| LineError::Silent)??;
-                wants.clear();
-            }
-            let read = stream.read_more(&mut buffer, READ_ROOM_BYTES);
+            let read = read_more(&mut stream, &mut buffer, READ_ROOM_BYTES);
             match monoio::time::timeout(SILENCE_MAX, read)
                 .await
                 .map_err(|_| LineError::Silent)??
@@ -165,6 +199,7 @@ impl Line {
         let worker = match &frame {
             ToRouter::Hello { version, .. } if *version == VERSION => {
                 self.was_heard = true;
+                self.teller.open();
                 return Ok(None);
             }
             ToRouter::Hello { version, .. } => return Err(LineError::Version(*version)),
@@ -177,6 +212,10 @@ impl Line {
         let Some(followed) = self.followed(&worker) else {
             return Ok(None);
         };
+        if let ToRouter::Others { load, routers, .. } = frame {
+            followed.life.others.hear(load, routers, shard.cluster.now_ms());
+            return Ok(None);
+        }
         let index =
             shard.cluster.held_or_new().map_err(|error| LineError::Index(error.to_string()))?;
         stats.kv_feed_frames.inc();
@@ -266,13 +305,13 @@ fn apply(
     }
 }
 
-async fn dial(address: &str) -> io::Result<Stream> {
-    match address.strip_prefix("unix:") {
-        Some(path) => UnixStream::connect(Path::new(path)).await.map(Stream::Unix),
-        None => {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
-        }
+/// Says hello, then whatever there is to say.
+async fn tell(mut stream: impl AsyncWriteRent, teller: &Teller) -> Result<Infallible, LineError> {
+    let hello = ToAgent::Hello { version: VERSION, process: "cgn-router".to_owned() };
+    let mut bytes = encode(&hello);
+    loop {
+        let written = write_all(&mut stream, &mut bytes);
+        monoio::time::timeout(SILENCE_MAX, written).await.map_err(|_| LineError::Deaf)??;
+        bytes = teller.taken().await;
     }
 }

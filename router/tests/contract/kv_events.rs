@@ -91,6 +91,7 @@ impl House {
         let worker = |id: &str, engine: &Engine| Worker {
             capabilities: vec![Capability::Completions],
             kv_feed: Some(feed.clone()),
+            kv_events: true,
             ..live(id, engine, WorkerState::Ready)
         };
         let workers = vec![worker(A, &engines[0]), worker(B, &engines[1])];

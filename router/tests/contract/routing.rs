@@ -147,6 +147,7 @@ pub(super) fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
         power_watts: None,
         running_requests: None,
         kv_feed: None,
+        kv_events: false,
         kv_block_tokens: 0,
         model_files: None,
     }

@@ -60,6 +60,7 @@ fn worker(engine: &Speaker, state: WorkerState) -> Worker {
         power_watts: None,
         running_requests: None,
         kv_feed: None,
+        kv_events: false,
         kv_block_tokens: 0,
         model_files: None,
     }

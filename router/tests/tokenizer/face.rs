@@ -199,6 +199,7 @@ fn told(folder: &Path, engine: &Engine, model_files: &Path) -> (Router, Control)
         power_watts: None,
         running_requests: None,
         kv_feed: None,
+        kv_events: false,
         kv_block_tokens: 0,
         model_files: Some(model_files.display().to_string()),
     };

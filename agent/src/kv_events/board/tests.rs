@@ -118,7 +118,7 @@ fn one_that_does_not_keep_up_delays_nobody_and_catches_up() {
     assert!(behind.held.is_empty());
     assert_eq!(board.lock().seats.values().filter(|seat| !seat.due.is_empty()).count(), 1);
     behind.read(&slow);
-    board.heartbeat();
+    board.heartbeat(Instant::now());
     behind.read(&slow);
     assert_eq!(behind.held, ahead.held);
 }
@@ -158,4 +158,48 @@ fn seats_and_wishes_are_bounded() {
     assert!(!seats[0].want("one more") && seats[0].want("0"));
     drop(seats);
     assert!(board.sit().is_some());
+}
+
+/// The frames of what others gave.
+fn others(seat: &SeatHold) -> Vec<ToRouter> {
+    let mut decoder = Decoder::default();
+    decoder.push(&seat.others());
+    std::iter::from_fn(|| decoder.poll_message::<ToRouter>().unwrap()).collect()
+}
+
+fn told(worker: &str, inflight: u32, routers: u32) -> ToRouter {
+    ToRouter::Others { worker: worker.to_owned(), load: load(inflight), routers }
+}
+
+fn load(inflight: u32) -> Load {
+    Load { inflight, waiting: inflight, queued_us: u64::from(inflight) * 1_000 }
+}
+
+#[test]
+fn only_the_newest_of_what_others_gave_is_told_and_a_seat_that_is_left_gives_nothing() {
+    let (board, now) = (board(), Instant::now());
+    board.serve("w", 1);
+    board.serve("v", 1);
+    let (one, two) = (board.sit().unwrap(), board.sit().unwrap());
+    assert_eq!(others(&one), [told("v", 0, 0), told("w", 0, 0)], "one that comes is told all");
+    others(&two);
+    (1..=5).for_each(|inflight| one.tell("w", load(inflight), now));
+    one.tell("nobody", load(9), now);
+    assert_eq!(others(&two), [told("w", 5, 1)]);
+    assert!(others(&two).is_empty() && others(&one).is_empty());
+    let three = board.sit().unwrap();
+    three.tell("w", load(2), now);
+    assert_eq!(others(&three), [told("v", 0, 0), told("w", 5, 1)]);
+    assert_eq!(others(&two), [told("w", 7, 2)]);
+    drop(one);
+    assert_eq!(others(&two), [told("w", 2, 1)]);
+    assert_eq!(others(&three), [told("w", 0, 0)]);
+    board.heartbeat(now);
+    assert_eq!(others(&two), [told("v", 0, 0), told("w", 2, 1)], "it is repeated");
+    let later = now + std::time::Duration::from_secs(60);
+    board.heartbeat(later);
+    assert_eq!(others(&two), [told("v", 0, 0), told("w", 0, 0)], "who is silent is forgotten");
+    three.tell("w", load(2), later);
+    board.unserve("w", 1);
+    assert!(others(&two).is_empty(), "a worker that has ended has no load");
 }
