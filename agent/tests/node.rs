@@ -27,6 +27,8 @@ mod engine_away;
 mod fleet;
 #[path = "node/refusal.rs"]
 mod refusal;
+#[path = "node/share.rs"]
+mod share;
 #[path = "node/spread.rs"]
 mod spread;
 #[path = "node/up.rs"]

@@ -135,7 +135,7 @@ pub enum ToAgent {
 /// Agent to router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToRouter {
-    /// First frame of a connection.
+    /// First frame of a connection; also the heartbeat of an agent that has no worker to speak of.
     Hello {
         /// [`VERSION`]
         version: u64,

@@ -28,6 +28,8 @@ mod passthrough;
 mod process;
 #[path = "contract/routing.rs"]
 mod routing;
+#[path = "contract/shared_load.rs"]
+mod shared_load;
 #[path = "contract/smuggling.rs"]
 mod smuggling;
 #[path = "contract/start.rs"]

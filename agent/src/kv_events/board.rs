@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use dataplane::feed::{Known, Load, ToRouter, encode};
+use dataplane::feed::{Known, Load, ToRouter, VERSION, encode};
 use tokio::sync::Notify;
 
 use super::event::Batch;
@@ -172,6 +172,10 @@ impl Board {
         let mut inner = self.lock();
         inner.loads.expire(now);
         let workers: Vec<_> = inner.loads.workers().cloned().collect();
+        if workers.is_empty() {
+            // All engines are away. The agent is not.
+            inner.announce(&hello());
+        }
         workers.iter().for_each(|worker| inner.others_are_due(worker, None));
         let states: Vec<_> = inner.writers.values().map(Writer::state).collect();
         for state in &states {
@@ -330,6 +334,11 @@ impl Drop for SeatHold {
         left.iter().for_each(|worker| inner.others_are_due(worker, None));
         self.board.show_seats(&mut inner);
     }
+}
+
+/// What an agent says first.
+pub fn hello() -> ToRouter {
+    ToRouter::Hello { version: VERSION, process: "cgn-agent".to_owned() }
 }
 
 /// A frame's bytes.

@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dataplane::feed::{Decoder, FeedError, ToAgent, ToRouter, VERSION};
+use dataplane::feed::{Decoder, FeedError, ToAgent, VERSION};
 use dataplane::route::share::LOAD_INTERVAL_MS;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{sleep, timeout};
 
-use super::board::{Board, Next, SeatHold, encoded};
+use super::board::{self, Board, Next, SeatHold, encoded};
 use crate::engine::events::SOCKET_PATH_BYTES_MAX;
 
 /// How long a router may take to say Hello.
@@ -203,8 +203,7 @@ async fn converse(
         return Err(RouterError::Gone);
     };
     tracing::info!(process, "a router listens to KV events");
-    let hello = ToRouter::Hello { version: VERSION, process: "cgn-agent".to_owned() };
-    put(&mut write, &encoded(&hello)).await?;
+    put(&mut write, &encoded(&board::hello())).await?;
     tokio::select! {
         ended = listen(&mut read, &mut decoder, &seat) => ended,
         ended = tell(&mut write, &seat) => ended,

@@ -24,7 +24,9 @@ fn explanation() -> Explanation {
             prefix_tokens: 64,
             fetch_tokens: 32,
             queued_ms: 12.5,
-            inflight: 1,
+            queued_others_ms: 2.5,
+            inflight: 3,
+            inflight_others: 2,
             slots: 4,
             kv: 0.5,
             load: 0.2,
@@ -67,7 +69,7 @@ async fn the_routers_table_comes_back_as_it_was_given() {
     assert_eq!(ran.code, 0);
     let row: Vec<&str> = ran.stdout.lines().last().unwrap().split_whitespace().collect();
     let expected =
-        ["*", "n1/sim/0", "64", "32", "12.50", "1/4", "0.50", "0.20", "0.10", "0.05", "0.85"];
+        ["*", "n1/sim/0", "64", "32", "12.50", "1+2/4", "0.50", "0.20", "0.10", "0.05", "0.85"];
     assert_eq!(row, expected);
     assert!(ran.stdout.contains("holds 64 of 70 prompt tokens"));
 }

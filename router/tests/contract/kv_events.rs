@@ -15,18 +15,18 @@ use super::routing::live;
 
 /// Not the router's default: the engine's word counts.
 const BLOCK_TOKENS: u32 = 32;
-const PATIENCE: Duration = Duration::from_secs(20);
-const A: &str = "n/a/0";
-const B: &str = "n/b/0";
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const A: &str = "n/a/0";
+pub(super) const B: &str = "n/b/0";
 
 /// An agent: what it was asked for, and what it says.
-struct Agent {
-    stream: TcpStream,
+pub(super) struct Agent {
+    pub stream: TcpStream,
     decoder: Decoder,
 }
 
 impl Agent {
-    fn accept(listener: &TcpListener) -> Agent {
+    pub fn accept(listener: &TcpListener) -> Agent {
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut agent = Agent { stream, decoder: Decoder::default() };
@@ -35,7 +35,18 @@ impl Agent {
         agent
     }
 
+    /// What it is asked for. What the router tells of its load is no question.
     fn hear(&mut self) -> ToAgent {
+        loop {
+            match self.hear_all() {
+                ToAgent::Load { .. } => {}
+                asked => return asked,
+            }
+        }
+    }
+
+    /// The next word of the router, whatever it is about.
+    pub fn hear_all(&mut self) -> ToAgent {
         loop {
             if let Some(message) = self.decoder.poll_message().unwrap() {
                 return message;
@@ -47,7 +58,7 @@ impl Agent {
         }
     }
 
-    fn say(&mut self, message: &ToRouter) {
+    pub fn say(&mut self, message: &ToRouter) {
         self.stream.write_all(&encode(message)).unwrap();
     }
 
@@ -68,22 +79,26 @@ impl Agent {
 }
 
 /// Two engines, control and an agent around a router.
-struct House {
-    router: Router,
-    listener: TcpListener,
-    engines: [Engine; 2],
+pub(super) struct House {
+    pub router: Router,
+    pub listener: TcpListener,
+    pub engines: [Engine; 2],
     _plane: UnixStream,
     _folder: tempfile::TempDir,
 }
 
 impl House {
     fn start(keys: &str) -> House {
+        let cached = r#"{"usage":{"prompt_tokens":2049,"completion_tokens":1,"total_tokens":2050,"prompt_tokens_details":{"cached_tokens":2048}}}"#;
+        House::around([Engine::fixed(json(cached)), Engine::fixed(json(cached))], keys)
+    }
+
+    /// The same with engines of the test's own.
+    pub fn around(engines: [Engine; 2], keys: &str) -> House {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let control = UnixListener::bind(&socket).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cached = r#"{"usage":{"prompt_tokens":2049,"completion_tokens":1,"total_tokens":2050,"prompt_tokens_details":{"cached_tokens":2048}}}"#;
-        let engines = [Engine::fixed(json(cached)), Engine::fixed(json(cached))];
         let keys = format!("control_socket = \"{}\"\n{keys}", socket.display());
         let router = Router::spawn(&keys, "");
         let (mut plane, _) = control.accept().unwrap();
@@ -101,7 +116,7 @@ impl House {
     }
 
     /// Both workers are followed from the start of their engines.
-    fn with_agent(keys: &str) -> (House, Agent) {
+    pub fn with_agent(keys: &str) -> (House, Agent) {
         let house = House::start(keys);
         let mut agent = Agent::accept(&house.listener);
         agent.state(A, 1, 0);
@@ -110,7 +125,7 @@ impl House {
         (house, agent)
     }
 
-    fn wait(&self, metric: &str, value: f64) {
+    pub fn wait(&self, metric: &str, value: f64) {
         let deadline = Instant::now() + PATIENCE;
         while self.router.metric(metric) != value {
             assert!(Instant::now() < deadline, "{metric} is {}", self.router.metric(metric));
@@ -119,7 +134,7 @@ impl House {
     }
 
     /// Sends token ids; who got them, and how many were expected to be there.
-    fn ask(&self, tokens: &[u32]) -> (String, u64) {
+    pub fn ask(&self, tokens: &[u32]) -> (String, u64) {
         let body = format!(r#"{{"model":"m","prompt":{tokens:?},"max_tokens":1}}"#);
         let answer = self.router.client().post("/v1/completions", "", &body);
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -128,7 +143,7 @@ impl House {
     }
 }
 
-fn tokens(first: u32, count: u32) -> Vec<u32> {
+pub(super) fn tokens(first: u32, count: u32) -> Vec<u32> {
     (first..first + count).collect()
 }
 

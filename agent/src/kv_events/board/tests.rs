@@ -202,4 +202,11 @@ fn only_the_newest_of_what_others_gave_is_told_and_a_seat_that_is_left_gives_not
     three.tell("w", load(2), later);
     board.unserve("w", 1);
     assert!(others(&two).is_empty(), "a worker that has ended has no load");
+    while two.next(true).is_some() {}
+    board.unserve("v", 1);
+    board.heartbeat(later);
+    let Some(Next::Frame(frame)) = two.next(true) else {
+        panic!("an agent without workers is silent")
+    };
+    assert_eq!(*frame, *encoded(&hello()));
 }
