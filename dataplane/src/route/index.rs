@@ -29,9 +29,11 @@ mod search;
 mod sets;
 mod slots;
 mod table;
+mod visit;
 mod writer;
 
 pub use self::search::{Depths, WorkerDepth};
+pub use self::visit::Bookmark;
 
 /// What one block costs at most while few sets are shared oddly: its part of the table. Sets and slots
 /// come on top, at most [`SET_BYTES_PER_BLOCK_MAX`] and some kilobytes a worker.

@@ -274,6 +274,11 @@ impl Table {
         self.count_passed(digest, place.bucket, false);
     }
 
+    /// Which block lies there. For the writer.
+    pub(super) fn digest(&self, place: Place) -> u128 {
+        self.buckets[place.bucket].digest(place.slot)
+    }
+
     /// The blocks of one bucket. For the writer.
     pub(super) fn places(&self, bucket: usize) -> impl Iterator<Item = Place> + use<> {
         let ids: [SetId; SLOTS] = std::array::from_fn(|slot| self.buckets[bucket].id(slot));

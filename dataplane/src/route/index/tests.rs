@@ -27,6 +27,18 @@ fn found(index: &Index, digests: &[u128]) -> HashMap<u32, [u32; 3]> {
     found
 }
 
+/// Everything a walk over the index meets; nothing twice.
+fn visited(index: &Index) -> HashMap<(u32, u128), Level> {
+    let mut all = HashMap::new();
+    let mut next = Some(Bookmark::default());
+    while let Some(from) = next {
+        next = index.visit(from, |worker, level, digest| {
+            assert_eq!(all.insert((worker.0, digest), level), None, "visited twice");
+        });
+    }
+    all
+}
+
 fn digests(from: u32, count: u32) -> Vec<u128> {
     (from..from + count).map(|n| chain(&[n])[0]).collect()
 }
@@ -43,6 +55,14 @@ impl Model {
     /// Whatever the worker has at or below a path.
     fn below(&mut self, worker: u32, path: &[u32]) -> Vec<Vec<u32>> {
         self.of(worker).keys().filter(|held| held.starts_with(path)).cloned().collect()
+    }
+
+    fn all(&self) -> HashMap<(u32, u128), Level> {
+        let of = |(&worker, held): (&u32, &HashMap<Vec<u32>, Level>)| {
+            let named = held.iter().map(|(path, &level)| ((worker, last(path)), level));
+            named.collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
     }
 
     fn depths(&self, path: &[u32]) -> HashMap<u32, [u32; 3]> {
@@ -144,6 +164,7 @@ proptest! {
             }
         }
         prop_assert_eq!((index.refused(), index.gave_up()), (0, 0));
+        prop_assert_eq!(visited(&index), model.all());
     }
 
     /// Whatever a feed says, in whatever order, of whatever worker.
@@ -209,6 +230,8 @@ fn an_index_holds_what_it_was_made_for_and_refuses_the_rest() {
     let blocks: Vec<u128> = (0..BLOCKS + 100).map(random).collect();
     blocks.chunks(77).for_each(|blocks| index.set(WorkerNumber(0), Level::Gpu, blocks));
     assert_eq!((index.len(), index.refused()), (BLOCKS, 100));
+    let kept = blocks[..BLOCKS].iter().map(|&block| ((0, block), Level::Gpu));
+    assert_eq!(visited(&index), kept.collect(), "in several pieces");
     assert!(blocks[..BLOCKS].iter().all(|&block| found(&index, &[block]).len() == 1));
     assert!(blocks[BLOCKS..].iter().all(|&block| found(&index, &[block]).is_empty()));
     assert!(index.bytes() as f64 / BLOCKS as f64 <= BYTES_PER_BLOCK + 0.1, "{}", index.bytes());

@@ -45,6 +45,10 @@ impl Writer {
         self.blocks
     }
 
+    pub(super) fn grains(&mut self) -> &mut Grains {
+        &mut self.grains
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.sets.bytes() + self.grains.bytes() + self.slots.bytes()
     }
