@@ -6,6 +6,8 @@
 
 #[path = "node/client.rs"]
 mod client;
+#[path = "supervise_engines/held_truth.rs"]
+mod held_truth;
 #[path = "node/house.rs"]
 mod house;
 #[path = "node/load.rs"]
@@ -17,6 +19,8 @@ mod recipe;
 
 #[path = "node/agent_away.rs"]
 mod agent_away;
+#[path = "node/agree.rs"]
+mod agree;
 #[path = "node/control_away.rs"]
 mod control_away;
 #[path = "node/drain.rs"]

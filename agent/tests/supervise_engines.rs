@@ -15,12 +15,12 @@ use nix::unistd::Pid;
 mod agent_process;
 #[path = "supervise_engines/control_side.rs"]
 mod control_side;
-#[path = "supervise_engines/feed_line.rs"]
-mod feed_line;
 #[path = "supervise_engines/held_truth.rs"]
 mod held_truth;
 #[path = "supervise_engines/kv_feed.rs"]
 mod kv_feed;
+#[path = "supervise_engines/router_end.rs"]
+mod router_end;
 
 use agent_process::{Home, Streaming, eventually, gone, is_running, processes_with};
 use control_side::ControlSide;

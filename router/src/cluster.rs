@@ -242,6 +242,8 @@ pub struct Cluster {
     weights: ScoreWeights,
     block_tokens: u64,
     worker_blocks_default: u64,
+    /// The index of events is being counted ([`crate::census`]).
+    pub is_counted: AtomicBool,
     /// Guards the one writer and numbers new workers.
     next_number: Mutex<u32>,
 }
@@ -270,6 +272,7 @@ impl Cluster {
             weights: config.score_weights,
             block_tokens: config.kv.block_tokens as u64,
             worker_blocks_default: config.kv.worker_blocks_default,
+            is_counted: AtomicBool::new(false),
             next_number: Mutex::new(0),
         }
     }

@@ -17,6 +17,7 @@ pub mod admit;
 pub mod authenticate;
 pub mod breaker;
 pub mod candidates;
+pub mod census;
 pub mod cluster;
 pub mod config;
 pub mod connection;

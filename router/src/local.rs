@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::census;
 use crate::connection::Client;
 use crate::error::RequestError;
 use crate::identity::{Caller, Denied};
@@ -60,7 +61,8 @@ pub fn may(caller: &Caller, request: &Request) -> Result<(), Denied> {
 
 /// The page is for who may see the admin listener; clients of the API find nothing there.
 fn is_local_path(shard: &Shard, path: &str) -> bool {
-    if shard.front.is_admin && (path == page::STATUS_PATH || page::asset(path).is_some()) {
+    let is_page = || path == page::STATUS_PATH || page::asset(path).is_some();
+    if shard.front.is_admin && (path == census::PATH || is_page()) {
         return true;
     }
     matches!(path, "/healthz" | "/readyz" | "/metrics" | "/v1/models")
@@ -86,6 +88,7 @@ pub async fn answer(
             fields.extend(page::FIELDS.lines().filter_map(|line| line.split_once(": ")));
             page
         }
+        None if request.path() == census::PATH => of_index(shard).await,
         None => of_router(shard, request, caller)?,
     };
     record.status = status;
@@ -146,6 +149,14 @@ fn of_page(shard: &Shard, request: &Request) -> Option<Local> {
     }
     let (content_type, body) = page::asset(request.path())?;
     Some(Local::ok(content_type, body))
+}
+
+/// What the index of events has of each worker.
+async fn of_index(shard: &Shard) -> Local {
+    match census::take(&shard.cluster).await {
+        Ok(census) => Local::ok(JSON, serde_json::to_vec(&census).unwrap_or_default()),
+        Err(busy) => Local { status: 503, ..Local::ok(TEXT, format!("{busy}\n")) },
+    }
 }
 
 /// Ready: not draining, and some worker can be picked.

@@ -43,6 +43,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "sdk-node", needs: &["build", "engine"], is_long: false, run: sdk::node },
     Stage { name: "page", needs: &["build"], is_long: false, run: page::run },
     Stage { name: "smoke", needs: &["build", "engine"], is_long: false, run: smoke::run },
+    Stage { name: "agree", needs: &["build"], is_long: true, run: agree },
     Stage { name: "vllm", needs: &["build"], is_long: true, run: vllm_test },
 ];
 
@@ -164,6 +165,14 @@ fn vllm_test(cache: &Cache) -> Result<Tally, Failure> {
     command.args(["test", "--release", "--locked", "--workspace", "--test", "vllm", "--"]);
     command.args(["--ignored", "--nocapture", "--test-threads=1"]);
     command.env("CGN_VLLM", &vllm.program).env("CGN_VLLM_MODEL", &vllm.model);
+    count(&mut command, tally::cargo_line)
+}
+
+/// Routers and engines over bad lines for ten minutes; where all tests run it takes seconds.
+fn agree(cache: &Cache) -> Result<Tally, Failure> {
+    let mut command = cache.cargo();
+    command.args(["test", "--release", "--locked", "--workspace", "--test", "node", "--"]);
+    command.args(["agree::", "--nocapture"]).env("CGN_KV_FEED_SECONDS", "600");
     count(&mut command, tally::cargo_line)
 }
 

@@ -8,6 +8,7 @@
 //! Endpoints are this machine's: the agent's own engines in their sockets. The ZMQ library believes the
 //! length of a frame before it has come, so a foreign publisher could ask for any amount of memory.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use dataplane::feed::Known;
@@ -33,6 +34,8 @@ const DIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 const END_OF_REPLAY: u64 = u64::MAX;
 /// Most batches of one replay; vLLM keeps 10,000 by default.
 const REPLAY_BATCHES_MAX: usize = 1 << 20;
+/// Bytes at each end of a batch that tell it from another.
+const MARK_BYTES: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
@@ -157,11 +160,12 @@ impl Listener {
         let Some((number, payload)) = live_batch(&message) else {
             return self.lost_count("a live message has another shape than expected");
         };
-        let mut verdict = self.sequence.live(number);
+        let mark = mark(payload);
+        let mut verdict = self.sequence.live(number, mark);
         if verdict == Verdict::Restart {
             tracing::warn!(worker = self.ear.worker, number, "the engine's KV events began anew");
             self.ear.clear(Known::Whole);
-            verdict = self.sequence.live(number);
+            verdict = self.sequence.live(number, mark);
         }
         if verdict == Verdict::Gap {
             self.ear.board.metrics().gaps(&self.ear.worker);
@@ -170,7 +174,7 @@ impl Listener {
             {
                 tracing::warn!(worker = self.ear.worker, %error, "no replay of missing KV events");
             }
-            verdict = self.sequence.settle(number);
+            verdict = self.sequence.settle(number, mark);
         }
         if number == 0 {
             self.ear.set_known(Known::Whole);
@@ -194,7 +198,7 @@ impl Listener {
         }
     }
 
-    /// Has everything from `first` on replayed. Says whether anything came.
+    /// Has everything from `first` on replayed. Says whether anything of this publisher came.
     async fn replay(&mut self, first: u64) -> Result<bool, ListenError> {
         let Some(endpoint) = self.source.replay.clone() else { return Ok(false) };
         self.ear.board.metrics().replays(&self.ear.worker);
@@ -213,7 +217,11 @@ impl Listener {
                 return Ok(count > 0);
             }
             self.replay_works = true;
-            let verdict = self.sequence.replayed(number);
+            let verdict = self.sequence.replayed(number, mark(payload));
+            if verdict == Verdict::Restart {
+                // Another publisher's batch of that number: what was asked for is not there.
+                return Ok(false);
+            }
             if verdict == Verdict::Take && number == 0 {
                 self.ear.set_known(Known::Whole);
             }
@@ -255,6 +263,16 @@ fn replayed_batch(message: &ZmqMessage) -> Option<(u64, &[u8])> {
         _ => return None,
     };
     Some((be_number(message.get(number_at)?)?, message.get(number_at + 1)?))
+}
+
+/// Tells batches of one number apart. A batch begins with its time, so its ends are enough, and reading
+/// no more costs nothing beside reading events.
+fn mark(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_usize(payload.len());
+    hasher.write(&payload[..payload.len().min(MARK_BYTES)]);
+    hasher.write(&payload[payload.len().saturating_sub(MARK_BYTES)..]);
+    hasher.finish()
 }
 
 fn be_number(bytes: &[u8]) -> Option<u64> {

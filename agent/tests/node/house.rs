@@ -166,11 +166,19 @@ impl House {
         eventually("the router is ready", is_ready);
     }
 
+    /// Where the operators of the first router and of the second come in.
+    pub fn admins(&self) -> [SocketAddr; 2] {
+        [self.address(2), self.address(SECOND_ROUTER_PORT + 1)]
+    }
+
     /// The sum of the router's metric lines that start with `name`.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = client::get(self.address(2), "/metrics").expect("no metrics").body;
-        let lines = text.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        sum_at(self.address(2), name)
+    }
+
+    /// The sum of the agent's metric lines that start with `name`.
+    pub fn agent_metric(&self, name: &str) -> f64 {
+        sum_at(self.address(3), name)
     }
 
     /// Puts a recipe into the tree.
@@ -233,6 +241,12 @@ impl Engine {
             restarts: number("restarts"),
         }
     }
+}
+
+fn sum_at(address: SocketAddr, name: &str) -> f64 {
+    let text = client::get(address, "/metrics").expect("no metrics").body;
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// The first port of a block that nobody listens in, and what claims it.

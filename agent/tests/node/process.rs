@@ -111,10 +111,15 @@ pub fn is_running(pid: u32) -> bool {
 }
 
 /// Waits until `holds`.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_after(Duration::ZERO, what, holds);
+}
+
+/// Waits until `holds`, which takes `least` in any case.
+pub fn eventually_after(least: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(begun.elapsed() < least + PATIENCE, "waited in vain until {what}");
         std::thread::sleep(LOOK_EVERY);
     }
 }

@@ -1,6 +1,7 @@
-//! What the agent tells routers against what its engines say: followers dial the feed, directly or
-//! through a line that loses, doubles and delays frames.
+//! What the agent tells routers against what its engines say. Real routers behind bad lines are in the
+//! tests of a whole node.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -10,8 +11,8 @@ use dataplane::feed::Known;
 use serde_json::json;
 
 use super::*;
-use crate::feed_line::{Router, troubled};
 use crate::held_truth::Truth;
+use crate::router_end::Router;
 
 /// Small enough that a few prompts fill it.
 const CACHE: [&str; 4] = ["--cache-blocks", "48", "--speedup-ratio", "0"];
@@ -57,20 +58,28 @@ fn talk(url: &str, number: u32) -> bool {
     post(url, "/v1/completions", &json!({"prompt": prompt, "max_tokens": 4}))
 }
 
+/// What the engine holds by its own word.
+struct Said {
+    held: BTreeSet<u128>,
+    removed: usize,
+}
+
 /// Waits until `router` holds of `engine` what that says itself, and gives it.
-async fn agreed(home: &Home, router: &Router, engine: &Engine) -> Truth {
+async fn agreed(home: &Home, router: &Router, engine: &Engine) -> Said {
     let begun = Instant::now();
+    let mut truth = Truth::default();
     loop {
-        let truth = Truth::of(&home.replay(&engine.url), MODEL).await;
+        truth.catch_up(&home.replay(&engine.url)).await;
+        let held = truth.held(MODEL);
         let followed = router.followed(&engine.worker_id);
         let is_whole = followed.known == Known::Whole && followed.epoch == engine.epoch;
-        if is_whole && followed.held == truth.held {
-            return truth;
+        if is_whole && followed.held == held {
+            return Said { held, removed: truth.removed };
         }
         assert!(
             begun.elapsed() < PATIENCE,
             "{} blocks held by {} of epoch {}, {} followed in epoch {}",
-            truth.held.len(),
+            held.len(),
             engine.worker_id,
             engine.epoch,
             followed.held.len(),
@@ -126,58 +135,5 @@ async fn a_router_holds_what_the_engine_says_it_holds() {
         "cgn_agent_kv_feed_overflows_total 0",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
-    }
-}
-
-/// Three engines, two routers behind bad lines and one that comes anew: all agree once it is quiet.
-///
-/// `CGN_KV_FEED_SECONDS` makes it longer.
-#[tokio::test]
-async fn routers_behind_bad_lines_agree() {
-    let seconds = std::env::var("CGN_KV_FEED_SECONDS").ok().and_then(|text| text.parse().ok());
-    let (home, control) = (Home::new(), ControlSide::start());
-    let _agent = home.agent(control.address, "", "");
-    control.desire((0..3).map(|number| replica(number, spec())).collect());
-    let report = control
-        .until("three are ready", |report| {
-            let ready = report.engines.iter().filter(|engine| engine.state() == State::Ready);
-            ready.count() == 3
-        })
-        .await;
-    let engines = report.engines;
-    // Of a hundred frames, so many are dropped, doubled or late: more than any line, to be short.
-    let percent = if seconds.is_some() { 1 } else { 20 };
-    let lines: Vec<_> = (1..=2u64)
-        .map(|seed| troubled(home.feed(), home.path(&format!("line{seed}")), seed, percent))
-        .collect();
-    let [one, two] = [0, 1].map(|line| Router::dial(lines[line].path.clone()));
-    let mut come_anew = Router::dial(lines[1].path.clone());
-
-    let begun = Instant::now();
-    let lasting = Duration::from_secs(seconds.unwrap_or(0));
-    let mut number = 0;
-    while number < 150 || begun.elapsed() < lasting {
-        for engine in &engines {
-            assert!(talk(&engine.url, number * 7 + engine.replica));
-        }
-        if number == 75 {
-            come_anew = Router::dial(lines[0].path.clone());
-        }
-        if number % 50 == 25 {
-            assert!(post(&engines[0].url, "/reset_prefix_cache", &json!({})));
-        }
-        number += 1;
-        // Followers live on this thread.
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    assert!(lines.iter().all(|line| line.harmed() > 0), "the lines were good");
-    for engine in &engines {
-        for router in [&one, &two, &come_anew] {
-            agreed(&home, router, engine).await;
-        }
-        let of = |router: &Router| router.followed(&engine.worker_id);
-        assert_eq!(of(&one).held, of(&two).held);
-        assert_eq!(of(&come_anew).known, Known::Whole);
-        assert!(!of(&come_anew).held.is_empty());
     }
 }

@@ -247,7 +247,8 @@ impl Line {
         if has_ended || follower.position().0 != epoch {
             followed.life.predicted_since_ms.store(now_ms, Relaxed);
         }
-        followed.life.feed.hear(follower.known(), follower.block_tokens(), now_ms);
+        let (known, position) = (follower.known(), follower.position());
+        followed.life.feed.hear(known, follower.block_tokens(), position, now_ms);
         Ok(needs)
     }
 

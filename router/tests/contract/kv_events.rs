@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use dataplane::digest::{Unit, of_tokens, seed};
 use dataplane::feed::{Decoder, Known, Level, Op, ToAgent, ToRouter, VERSION, encode};
 use dataplane::wire::{self, Capability, Snapshot, ToPlane, Worker, WorkerState};
+use serde_json::{Value, json};
 
-use super::engine::{Engine, json};
+use super::client::Client;
+use super::engine::{self, Engine};
 use super::process::Router;
 use super::routing::live;
 
@@ -90,7 +92,8 @@ pub(super) struct House {
 impl House {
     fn start(keys: &str) -> House {
         let cached = r#"{"usage":{"prompt_tokens":2049,"completion_tokens":1,"total_tokens":2050,"prompt_tokens_details":{"cached_tokens":2048}}}"#;
-        House::around([Engine::fixed(json(cached)), Engine::fixed(json(cached))], keys)
+        let engine = || Engine::fixed(engine::json(cached));
+        House::around([engine(), engine()], keys)
     }
 
     /// The same with engines of the test's own.
@@ -154,6 +157,52 @@ fn digests(tokens: &[u32]) -> Vec<u128> {
 
 fn held(tokens: &[u32]) -> Op {
     Op::Set { level: Level::Gpu, digests: digests(tokens) }
+}
+
+fn sum(digests: &[u128]) -> String {
+    format!("{:032x}", digests.iter().fold(0u128, |sum, digest| sum.wrapping_add(*digest)))
+}
+
+/// What an operator compares with another router: counted in the index, not in what was told.
+#[test]
+fn the_index_is_counted_by_worker_and_level() {
+    let (house, mut agent) = House::with_agent("");
+    let told = digests(&tokens(1, 10 * BLOCK_TOKENS));
+    let set = |level, digests: &[u128]| Op::Set { level, digests: digests.to_vec() };
+    agent.batch(A, 1, 1, set(Level::Gpu, &told));
+    agent.batch(B, 1, 1, set(Level::Gpu, &told[..4]));
+    agent.batch(A, 1, 2, set(Level::Gpu, &told[..3]));
+    agent.batch(A, 1, 3, set(Level::Host, &told[7..]));
+    agent.batch(A, 1, 4, Op::Remove { digests: told[9..].to_vec() });
+    agent.batch(A, 1, 5, Op::Remove { digests: digests(&tokens(9_000, 64)) });
+    // The last two were said before, or are no batch's next.
+    agent.batch(A, 1, 5, Op::Clear);
+    agent.state(B, 1, 2);
+    assert_eq!(agent.hear(), ToAgent::Want { worker: B.to_owned() });
+
+    let mut admin = Client::connect(house.router.admin);
+    let answer = admin.get("/kv");
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("application/json")));
+    let none = json!({ "blocks": 0, "fingerprint": sum(&[]) });
+    let held = |digests: &[u128]| json!({ "blocks": digests.len(), "fingerprint": sum(digests) });
+    let expected = json!({
+        "blocks": 9,
+        "blocks_refused": 0,
+        "workers": [
+            {
+                "worker": A, "known": "whole", "epoch": 1, "batch": 5, "block_tokens": BLOCK_TOKENS,
+                "moved": false, "gpu": held(&told[..7]), "host": held(&told[7..9]), "disk": none,
+            },
+            {
+                "worker": B, "known": "partial", "epoch": 1, "batch": 1,
+                "block_tokens": BLOCK_TOKENS,
+                "moved": false, "gpu": held(&told[..4]), "host": none, "disk": none,
+            },
+        ],
+    });
+    assert_eq!(serde_json::from_str::<Value>(answer.text()).unwrap(), expected);
+    assert_eq!(admin.post("/kv", "", "").status, 405);
+    assert_eq!(house.router.client().get("/kv").status, 404, "not for clients");
 }
 
 #[test]
