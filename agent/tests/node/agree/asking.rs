@@ -49,10 +49,11 @@ impl Asking {
         self.answered.iter().map(|count| count.load(Relaxed)).collect()
     }
 
-    /// Lets each client finish its last request.
-    pub fn end(mut self) {
+    /// Lets each client finish its last request; how many were answered.
+    pub fn end(mut self) -> Vec<u64> {
         self.stop.store(true, Relaxed);
         self.clients.drain(..).for_each(|client| client.join().unwrap());
+        self.answered()
     }
 }
 
