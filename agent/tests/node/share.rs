@@ -116,34 +116,30 @@ struct Served {
     ended: Duration,
 }
 
-const BURSTS: usize = 24;
+const BURSTS: usize = 40;
 const BURST: usize = 5;
-const BETWEEN: Duration = Duration::from_millis(400);
+/// Between two bursts, which come to the routers in turn.
+const BETWEEN: Duration = Duration::from_millis(300);
 
-/// Both routers get bursts at the same moments, a few requests of which are long.
+/// The routers get bursts in turn; two of five requests are long.
 fn bursts(routers: [SocketAddr; 2], run: usize) -> Vec<Served> {
     let begun = Instant::now();
     let one = |router: SocketAddr, number: usize| {
-        // One of five decodes for long, one of five has much to compute.
-        let tokens = if number % 5 == 0 { 160 } else { 12 };
-        let prompt = words(run * 100_000 + number, if number % 5 == 2 { 400 } else { 20 });
+        let tokens = [160, 12, 12, 160, 12][number % BURST];
         let began = begun.elapsed();
-        let answer = client::post(router, "/v1/chat/completions", &ask(&prompt, tokens));
+        let body = ask(&words(run * 100_000 + number, 20), tokens);
+        let answer = client::post(router, "/v1/chat/completions", &body);
         assert_eq!(answer.status, 200, "{answer:?}");
         Served { worker: answer.worker().to_owned(), began, ended: begun.elapsed() }
     };
     std::thread::scope(|scope| {
         let mut asked = Vec::new();
         for burst in 0..BURSTS {
-            std::thread::sleep(
-                (BETWEEN * u32::try_from(burst).unwrap()).saturating_sub(begun.elapsed()),
-            );
-            for number in 0..BURST {
-                for (at, router) in routers.into_iter().enumerate() {
-                    let number = (burst * BURST + number) * 2 + at;
-                    asked.push(scope.spawn(move || one(router, number)));
-                }
-            }
+            let due = BETWEEN * u32::try_from(burst).unwrap();
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+            let router = routers[burst % 2];
+            let numbers = burst * BURST..(burst + 1) * BURST;
+            asked.extend(numbers.map(|number| scope.spawn(move || one(router, number))));
         }
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     })
