@@ -82,7 +82,6 @@ impl Held {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn as_hex<S: serde::Serializer>(fingerprint: &u128, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{fingerprint:032x}"))
 }

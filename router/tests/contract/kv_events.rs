@@ -205,6 +205,31 @@ fn the_index_is_counted_by_worker_and_level() {
     assert_eq!(house.router.client().get("/kv").status, 404, "not for clients");
 }
 
+/// The index is large, so a count takes many pieces, and something always comes in between.
+#[test]
+fn a_count_says_when_it_was_overtaken_and_one_is_made_at_a_time() {
+    const GET: &str = "GET /kv HTTP/1.1\r\nhost: x\r\n\r\n";
+    let (house, mut agent) = House::with_agent("");
+    let mut admins = [(); 2].map(|()| Client::connect(house.router.admin));
+    let row = |text: &str| serde_json::from_str::<Value>(text).unwrap()["workers"][0].clone();
+    let deadline = Instant::now() + PATIENCE;
+    let (mut batch, mut was_overtaken, mut was_busy) = (0, false, false);
+    while !(was_overtaken && was_busy) {
+        assert!(Instant::now() < deadline, "overtaken {was_overtaken}, busy {was_busy}");
+        admins.iter_mut().for_each(|admin| admin.send(GET));
+        batch += 1;
+        agent.batch(A, 1, batch, held(&tokens(batch as u32 * 32, BLOCK_TOKENS)));
+        for answer in admins.iter_mut().map(Client::answer) {
+            was_busy |= answer.status == 503;
+            was_overtaken |= answer.status == 200 && row(answer.text())["moved"] == true;
+        }
+    }
+    house.wait("cgn_router_kv_blocks_set_total", batch as f64);
+    let still = row(admins[0].get("/kv").text());
+    assert_eq!((&still["moved"], &still["batch"]), (&json!(false), &json!(batch)));
+    assert_eq!(still["gpu"]["blocks"], batch);
+}
+
 #[test]
 fn a_prompt_goes_where_the_engine_says_it_is_and_follows_what_it_drops() {
     let (house, mut agent) = House::with_agent("");
