@@ -19,7 +19,9 @@ mod progress;
 mod recipe;
 mod recipe_down;
 mod recipe_up;
+mod replay;
 mod wait;
+mod weights;
 
 pub use failure::Failure;
 
@@ -107,6 +109,10 @@ enum Model {
 enum Route {
     /// Shows which worker a request would go to, and why.
     Explain(explain::Explain),
+    /// Makes the decisions of a router's decision log again and compares. Needs no control.
+    Replay(replay::Replay),
+    /// Shows, sets or resets the weights of all routers.
+    Weights(weights::Weights),
 }
 
 #[derive(Debug, Subcommand)]
@@ -131,6 +137,8 @@ impl Cli {
             Command::Cluster(Cluster::Nodes) => nodes::ls(global).await,
             Command::Model(Model::Ls) => models::ls(global).await,
             Command::Route(Route::Explain(explain)) => explain::run(global, &explain).await,
+            Command::Route(Route::Replay(replay)) => replay::run(global, &replay),
+            Command::Route(Route::Weights(weights)) => weights::run(global, &weights).await,
             Command::Bench(Bench::Replay(replay)) => bench::replay(global, &replay),
             Command::Bench(Bench::Plan(planned)) => bench::plan(global, &planned),
             Command::Bench(Bench::Trace(made)) => bench::make(&made),

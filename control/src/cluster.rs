@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dataplane::wire::Snapshot;
+use dataplane::wire::{ScoreWeights, Snapshot};
 
 use crate::api::{AgentReport, Deployment, DesiredEngine, DesiredState};
 use crate::deployment::{self, is_name_part};
@@ -57,6 +57,8 @@ pub struct Remembered {
     pub revision: u64,
     /// Each node's last report and when it came.
     pub nodes: Vec<(AgentReport, u64)>,
+    /// Weights for all routers, where an operator set some.
+    pub weights: Option<ScoreWeights>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,7 @@ pub struct Cluster {
     nodes: BTreeMap<String, Node>,
     placement: Placement,
     revision: u64,
+    weights: Option<ScoreWeights>,
     snapshot: Arc<Snapshot>,
     /// Until when the first snapshot of this life is held back, at most.
     held_until_ms: Option<u64>,
@@ -100,6 +103,7 @@ impl Cluster {
             nodes: remembered.nodes.into_iter().map(node).collect(),
             placement: remembered.placement,
             revision: remembered.revision,
+            weights: remembered.weights,
             snapshot: Arc::default(),
             held_until_ms: Some(now_ms.saturating_add(limits.node_timeout_ms)),
         };
@@ -181,6 +185,17 @@ impl Cluster {
         self.deployments.remove(name)?;
         self.revision += 1;
         Some(Changes { desired: true, ..self.settle(now_ms) })
+    }
+
+    /// Sets the weights of all routers; `None`: each goes by its own file.
+    pub fn set_weights(&mut self, weights: Option<ScoreWeights>, now_ms: u64) -> Changes {
+        self.weights = weights;
+        Changes { desired: false, snapshot: self.recompose(now_ms) }
+    }
+
+    /// The weights set for all routers.
+    pub fn weights(&self) -> Option<ScoreWeights> {
+        self.weights
     }
 
     /// What the agent of `node` should be running; nothing for an unknown node.
@@ -277,10 +292,11 @@ impl Cluster {
     fn recompose(&mut self, now_ms: u64) -> bool {
         let is_released = self.release(now_ms);
         let workers = compose::workers(self, now_ms);
-        let is_new = workers != self.snapshot.workers;
+        let weights = self.weights;
+        let is_new = workers != self.snapshot.workers || weights != self.snapshot.weights;
         if is_new {
             let version = self.snapshot.version + 1;
-            self.snapshot = Arc::new(Snapshot { version, workers, weights: None });
+            self.snapshot = Arc::new(Snapshot { version, workers, weights });
         }
         self.held_until_ms.is_none() && (is_new || is_released)
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dataplane::wire::Snapshot;
+use dataplane::wire::{ScoreWeights, Snapshot};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -167,6 +167,30 @@ impl Keeper {
         self.tell(&mut kept, changes);
         info!(deployment = name, "deleted");
         Ok(true)
+    }
+
+    /// Sets the weights of all routers, or leaves each its own again.
+    ///
+    /// # Errors
+    /// [`ControlError::Store`]; nothing has changed then.
+    pub fn set_weights(&self, weights: Option<ScoreWeights>) -> Result<(), ControlError> {
+        let mut kept = self.kept();
+        if kept.cluster.weights() == weights {
+            return Ok(());
+        }
+        kept.store.put_weights(weights)?;
+        let changes = kept.cluster.set_weights(weights, self.clock.now_ms());
+        self.tell(&mut kept, changes);
+        match weights {
+            Some(weights) => info!(%weights, "route weights set"),
+            None => info!("route weights reset"),
+        }
+        Ok(())
+    }
+
+    /// The weights set for all routers.
+    pub fn weights(&self) -> Option<ScoreWeights> {
+        self.kept().cluster.weights()
     }
 
     /// The newest picture, and each one after; `None` while it is held back after a start (see

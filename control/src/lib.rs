@@ -42,3 +42,5 @@ pub mod recipe;
 pub mod server;
 #[cfg(feature = "process")]
 pub mod store;
+#[cfg(feature = "process")]
+pub mod weights;

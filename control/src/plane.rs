@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dataplane::wire::{Explanation, FromPlane, ToPlane};
+use dataplane::wire::{Explanation, FromPlane, ScoreWeights, ToPlane};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -25,6 +25,19 @@ pub mod usage;
 pub const QUESTIONS_MAX: usize = 16;
 /// The data plane that can be asked why.
 const ROUTER: &str = "cgn-router";
+
+/// What a router can be asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The request's path.
+    pub path: String,
+    /// The request's body.
+    pub body: String,
+    /// Weights other than those in force.
+    pub weights: Option<ScoreWeights>,
+    /// A temperature other than the one in force.
+    pub temperature: Option<f64>,
+}
 
 type Reply = Result<Explanation, String>;
 
@@ -85,8 +98,8 @@ impl Planes {
     ///
     /// # Errors
     /// [`ControlError::NoRouter`], `RouterBusy`, `RouterGone`, `RouterSlow`, `RouterRefused`.
-    pub async fn explain(&self, path: String, body: String) -> Result<Explanation, ControlError> {
-        let (plane, id, answer) = self.ask(path, body)?;
+    pub async fn explain(&self, question: Question) -> Result<Explanation, ControlError> {
+        let (plane, id, answer) = self.ask(question)?;
         let waited = tokio::time::timeout(self.explain_timeout, answer).await;
         if let Some(plane) = self.connected().planes.get_mut(&plane) {
             plane.open.remove(&id);
@@ -130,8 +143,7 @@ impl Planes {
 
     fn ask(
         &self,
-        path: String,
-        body: String,
+        question: Question,
     ) -> Result<(u64, u64, oneshot::Receiver<Reply>), ControlError> {
         let mut connected = self.connected();
         connected.next_question += 1;
@@ -141,7 +153,9 @@ impl Planes {
         if plane.open.len() >= QUESTIONS_MAX {
             return Err(ControlError::RouterBusy(QUESTIONS_MAX));
         }
-        match plane.ask.try_send(ToPlane::Explain { id, path, body }) {
+        let Question { path, body, weights, temperature } = question;
+        let question = ToPlane::Explain { id, path, body, weights, temperature };
+        match plane.ask.try_send(question) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 return Err(ControlError::RouterBusy(QUESTIONS_MAX));

@@ -10,14 +10,15 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::api::control_server::Control;
 use crate::api::{
     AgentReport, ApplyDeploymentResponse, DeleteDeploymentRequest, DeleteDeploymentResponse,
-    Deployment, DesiredState, ExplainRouteRequest, ExplainRouteResponse, ListDeploymentsRequest,
-    ListDeploymentsResponse, ListModelsRequest, ListModelsResponse, ListNodesRequest,
-    ListNodesResponse,
+    Deployment, DesiredState, ExplainRouteRequest, ExplainRouteResponse, GetRouteWeightsRequest,
+    ListDeploymentsRequest, ListDeploymentsResponse, ListModelsRequest, ListModelsResponse,
+    ListNodesRequest, ListNodesResponse, RouteWeights, SetRouteWeightsRequest,
 };
 use crate::attached;
 use crate::error::ControlError;
 use crate::keeper::Keeper;
-use crate::plane::Planes;
+use crate::plane::{Planes, Question};
+use crate::weights;
 
 /// Desired states on their way to one agent; newer ones wait in its `watch` channel.
 const DESIRED_ON_THE_WAY_MAX: usize = 1;
@@ -78,14 +79,34 @@ impl Control for ControlPort {
         &self,
         call: Request<ExplainRouteRequest>,
     ) -> Answer<ExplainRouteResponse> {
-        let ExplainRouteRequest { path, body } = call.into_inner();
+        let ExplainRouteRequest { path, body, weights, temperature } = call.into_inner();
         if !matches!(path.as_str(), "/v1/chat/completions" | "/v1/completions") {
             let message = format!("{path:?}: use /v1/chat/completions or /v1/completions");
             return Err(ControlError::BadRequest(message).into());
         }
-        let explanation = self.planes.explain(path, body).await?;
+        let weights = weights.map(weights::checked).transpose()?;
+        if temperature.is_some_and(|t| !t.is_finite() || t < 0.0) {
+            let message = "temperature: give a number, 0 or more".to_owned();
+            return Err(ControlError::BadRequest(message).into());
+        }
+        let question = Question { path, body, weights, temperature };
+        let explanation = self.planes.explain(question).await?;
         let explanation_json = serde_json::to_string(&explanation)
             .map_err(|error| ControlError::RouterRefused(error.to_string()))?;
         Ok(Response::new(ExplainRouteResponse { explanation_json }))
+    }
+
+    async fn set_route_weights(
+        &self,
+        call: Request<SetRouteWeightsRequest>,
+    ) -> Answer<RouteWeights> {
+        let asked = call.into_inner().weights.map(weights::checked).transpose()?;
+        self.keeper.set_weights(asked)?;
+        Ok(Response::new(RouteWeights { weights: asked.map(weights::to_api) }))
+    }
+
+    async fn get_route_weights(&self, _: Request<GetRouteWeightsRequest>) -> Answer<RouteWeights> {
+        let weights = self.keeper.weights().map(weights::to_api);
+        Ok(Response::new(RouteWeights { weights }))
     }
 }

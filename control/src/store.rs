@@ -11,14 +11,18 @@ use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
-use crate::api::{AgentReport, Deployment};
+use dataplane::wire::ScoreWeights;
+
+use crate::api::{self, AgentReport, Deployment};
 use crate::cluster::{Cluster, Remembered};
 use crate::place::ReplicaKey;
+use crate::weights;
 
 /// Layout of what is stored; another number is refused, not guessed at.
 const FORMAT: &[u8] = b"1";
 const KEY_FORMAT: &[u8] = b"format";
 const KEY_PLACEMENT: &[u8] = b"placement";
+const KEY_WEIGHTS: &[u8] = b"route_weights";
 
 const DEPLOYMENTS: &str = "deployments";
 const NODES: &str = "nodes";
@@ -140,7 +144,31 @@ impl Store {
             placement: replicas.collect(),
             revision: placement.revision,
             nodes: nodes.into_iter().map(|node| (node.report, node.seen_unix_ms)).collect(),
+            weights: self.weights()?,
         })
+    }
+
+    /// Makes the weights of all routers durable, or that there are none.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn put_weights(&self, weights: Option<ScoreWeights>) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        let family = self.family(META)?;
+        match weights.map(weights::to_api) {
+            Some(weights) => batch.put_cf(family, KEY_WEIGHTS, weights.encode_to_vec()),
+            None => batch.delete_cf(family, KEY_WEIGHTS),
+        }
+        self.write(batch)
+    }
+
+    fn weights(&self) -> Result<Option<ScoreWeights>, StoreError> {
+        let stored = self.db.get_cf(self.family(META)?, KEY_WEIGHTS);
+        let Some(bytes) = stored.map_err(|error| self.unreadable(&error))? else {
+            return Ok(None);
+        };
+        let weights = weights::of_api(&self.decode::<api::ScoreWeights>(&bytes)?);
+        weights.map(Some).ok_or_else(|| self.unreadable(&"route weights do not sum to 1.0"))
     }
 
     /// Makes a deployment durable, with the placement that follows from it.
@@ -331,9 +359,22 @@ mod tests {
             placement: cluster.placement().clone(),
             revision: cluster.revision(),
             nodes: vec![(report, 5)],
+            weights: None,
         };
         assert_eq!(remembered, expected);
         assert_eq!(remembered.placement.len(), 2);
+    }
+
+    #[test]
+    fn weights_are_there_after_reopening_until_they_are_reset() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = ScoreWeights { kv: 0.1, load: 0.9, power: 0.0, capacity: 0.0 };
+        for set in [Some(weights), None] {
+            let store = Store::open(dir.path()).unwrap();
+            store.put_weights(set).unwrap();
+            drop(store);
+            assert_eq!(Store::open(dir.path()).unwrap().remembered().unwrap().weights, set);
+        }
     }
 
     #[test]

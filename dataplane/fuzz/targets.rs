@@ -5,6 +5,7 @@ use std::path::Path;
 
 use dataplane::config;
 use dataplane::feed::{self, FRAME_HEAD_BYTES, Follower, ToAgent, ToRouter};
+use dataplane::route::decision::Decision;
 use dataplane::wire::{Decoder, FromPlane, ScoreWeights, ToPlane, encode};
 
 /// Frames of the local wire: what is understood can be said again in the same words.
@@ -27,6 +28,16 @@ pub fn config(bytes: &[u8]) {
     if let Err(error) = config::parse::<ScoreWeights>(Path::new("f"), text) {
         let said = error.to_string();
         assert_eq!(said.lines().count(), 1, "{said:?}");
+    }
+}
+
+/// A line of the decision log: what is read is written again in the same words, and decides something.
+pub fn decision(bytes: &[u8]) {
+    if let Ok(decision) = Decision::from_line(bytes) {
+        let line = decision.to_line().expect("a decision that was read can be written");
+        let again = Decision::from_line(&line).expect("what was written can be read");
+        assert_eq!(again.to_line().ok(), Some(line));
+        assert_eq!(decision.again(None), again.again(None));
     }
 }
 

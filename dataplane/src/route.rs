@@ -5,10 +5,14 @@
 //! * [`share`]: what the routers in front of one worker know of each other.
 //! * [`speeds`]: what tokens cost in milliseconds, computed or fetched.
 //! * [`pick`]: the decision, and the table of its terms.
+//! * [`decision`]: all of one decision as a line of the decision log, to be made again from it.
+//! * [`exact`]: floats in JSON that come back bit for bit.
 //!
 //! No I/O and no clock: candidates, time and randomness come in as arguments.
 
 pub mod backlog;
+pub mod decision;
+pub mod exact;
 pub mod index;
 pub mod pick;
 pub mod share;

@@ -159,6 +159,43 @@ impl ScoreWeights {
     }
 }
 
+/// How weights are typed: by a person on the command line, by an admin in a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "weights are kv=…,load=…,power=…,capacity=…: each once, 0 or more, and 1.0 together, as in kv=0.55,load=0.25,power=0.1,capacity=0.1"
+)]
+pub struct WeightsError;
+
+impl std::str::FromStr for ScoreWeights {
+    type Err = WeightsError;
+
+    fn from_str(text: &str) -> Result<Self, WeightsError> {
+        const NAMES: [&str; 4] = ["kv", "load", "power", "capacity"];
+        let mut found = [None; 4];
+        for part in text.split(',') {
+            let (name, value) = part.split_once('=').ok_or(WeightsError)?;
+            let at = NAMES.iter().position(|known| *known == name.trim()).ok_or(WeightsError)?;
+            let value = value.trim().parse::<f64>().map_err(|_| WeightsError)?;
+            if found[at].replace(value).is_some() {
+                return Err(WeightsError);
+            }
+        }
+        let [Some(kv), Some(load), Some(power), Some(capacity)] = found else {
+            return Err(WeightsError);
+        };
+        let weights = ScoreWeights { kv, load, power, capacity };
+        if weights.is_valid() { Ok(weights) } else { Err(WeightsError) }
+    }
+}
+
+impl std::fmt::Display for ScoreWeights {
+    /// In the form that is read again.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ScoreWeights { kv, load, power, capacity } = self;
+        write!(f, "kv={kv},load={load},power={power},capacity={capacity}")
+    }
+}
+
 /// An immutable picture of the cluster. A newer `version` replaces an older one whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -184,6 +221,12 @@ pub enum ToPlane {
         path: String,
         /// The OpenAI request body, as a client would send it.
         body: String,
+        /// Decide by these weights instead of those in force.
+        #[serde(default)]
+        weights: Option<ScoreWeights>,
+        /// Decide by this temperature.
+        #[serde(default)]
+        temperature: Option<f64>,
     },
     /// The answer to [`FromPlane::Usage`].
     Usage {
@@ -242,6 +285,13 @@ pub struct Explanation {
     pub prompt_blocks: u64,
     /// The weights applied.
     pub weights: ScoreWeights,
+    /// The temperature applied.
+    #[serde(default)]
+    pub temperature: f64,
+    /// What makes the prompt's tokens: `files` (the model's own), `distrusted` (an engine disagreed with them),
+    /// or `engine`; `none` where no tokens are made.
+    #[serde(default)]
+    pub tokenizer: String,
     /// Id of the worker picked; empty if none could be.
     pub picked: String,
     /// One sentence: why that one.
@@ -259,6 +309,10 @@ pub struct Candidate {
     pub eligible: bool,
     /// Why not, or empty.
     pub excluded_because: String,
+    /// Where that is known from: `events` of its engine, `partial events`, or `learned` from what was routed
+    /// there.
+    #[serde(default)]
+    pub source: String,
     /// Tokens of the prompt believed to be in its cache.
     pub prefix_tokens: u64,
     /// Of these, tokens that would have to be fetched.
@@ -405,5 +459,34 @@ mod tests {
         assert!(ScoreWeights::default().is_valid());
         assert!(!ScoreWeights { kv: 0.9, ..ScoreWeights::default() }.is_valid());
         assert!(!ScoreWeights { kv: f64::NAN, ..ScoreWeights::default() }.is_valid());
+    }
+
+    #[test]
+    fn weights_are_read_as_they_are_written_and_nothing_else() {
+        let weights = ScoreWeights::default();
+        assert_eq!(weights.to_string().parse(), Ok(weights));
+        assert_eq!(
+            " load = 0, kv=1 ,power=0,capacity=0".parse::<ScoreWeights>().map(|w| w.kv),
+            Ok(1.0)
+        );
+        for bad in [
+            "",
+            "kv=1",
+            "kv=0.5,load=0.5,power=0,capacity=0,kv=0.5",
+            "kv=0.5,load=0.4,power=0,capacity=0",
+            "kv=1.5,load=-0.5,power=0,capacity=0",
+            "kv=NaN,load=1,power=0,capacity=0",
+            "kv=1,load=0,power=0,speed=0",
+            "kv=1,load=0,power=0,capacity=0,",
+        ] {
+            assert_eq!(bad.parse::<ScoreWeights>(), Err(WeightsError), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_weights_or_an_error(text in "[kvload=.,0-9 a-z]{0,60}") {
+            prop_assert!(text.parse::<ScoreWeights>().is_ok_and(|w| w.is_valid()) || text.parse::<ScoreWeights>().is_err());
+        }
     }
 }

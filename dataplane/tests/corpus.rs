@@ -27,3 +27,8 @@ fn configurations() {
 fn frames_of_the_feed() {
     replay("feed", targets::feed);
 }
+
+#[test]
+fn lines_of_the_decision_log() {
+    replay("decision", targets::decision);
+}

@@ -60,6 +60,11 @@ impl Ticket {
         &self.view
     }
 
+    /// The same, to keep beyond the request.
+    pub fn shared_view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
     /// Whose request it is.
     pub fn caller(&self) -> &Caller {
         &self.caller

@@ -6,15 +6,19 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use dataplane::route::pick::{self, Candidate, Exclusion, Request, Rules};
+use dataplane::route::decision::RulesFrom;
+use dataplane::route::pick::{self, Candidate, Exclusion, Picked, Request, Rules};
 use dataplane::route::speeds::Held;
 
 use crate::admit::Ticket;
-use crate::cluster::{Cluster, ModelView, View, WorkerView};
+use crate::admit::unix_ms;
+use crate::cluster::{Cluster, ModelView, WorkerView};
+use crate::decisions::Made;
 use crate::index::Match;
 use crate::openai::Endpoint;
 use crate::overlap::{self, Overlap, Source, overlaps};
 use crate::shard::Shard;
+use crate::steering::{Steering, rules};
 use crate::tokenize::Prefix;
 
 /// Workers that failed this request already.
@@ -150,21 +154,70 @@ pub fn seat(
     ticket: &Ticket,
     endpoint: Endpoint,
     prefix: &Prefix,
+    steering: &Steering,
     tried: &Tried,
 ) -> Option<Seat> {
     let model = ticket.model();
-    if let ([only], true) = (model.workers.as_slice(), prefix.digests.is_empty()) {
+    let is_plain = prefix.digests.is_empty() && steering.logged.is_none();
+    if let ([only], true) = (model.workers.as_slice(), is_plain) {
         return seat_at_only(shard, only, endpoint, prefix, tried);
     }
-    let (request, rules) = (request(shard, prefix), rules(ticket.view()));
+    let (rules, rules_from) = rules(&shard.cluster, ticket.view(), steering);
+    let request = request(shard, model, prefix, steering);
     let (candidates, overlaps) = gather(shard, model, endpoint, prefix, tried);
-    let at = pick::worker(&candidates, &request, &rules, shard.next_id())?.at;
+    let seed = shard.next_id();
+    let picked = pick::worker(&candidates, &request, &rules, seed);
+    if steering.logged.is_some() {
+        let decided = Decided { request, rules, rules_from, seed, picked };
+        log(shard, ticket, steering, tried, (&candidates, &overlaps), decided);
+    }
+    let at = picked?.at;
     let (worker, overlap) = (&model.workers[at], overlaps[at]);
+    if let Some(session) = steering.session {
+        shard.cluster.sessions.note(session, worker.life.cache.number(), shard.now_ms());
+    }
     let held = candidates[at].held;
     let prefill_ms = rules.speeds.price(&held, request.prompt_tokens).compute_ms;
     let seat = Seat::take(shard, worker, (overlap, held.total()), prefill_ms);
     overlap::note(shard, worker, prefix, &overlap);
     Some(seat)
+}
+
+/// A decision and what it was made by.
+struct Decided {
+    request: Request,
+    rules: Rules,
+    rules_from: RulesFrom,
+    seed: u64,
+    picked: Option<Picked>,
+}
+
+/// Hands the decision to its log.
+fn log(
+    shard: &Shard,
+    ticket: &Ticket,
+    steering: &Steering,
+    tried: &Tried,
+    (candidates, overlaps): (&[Candidate], &[Overlap]),
+    decided: Decided,
+) {
+    let (Some(log), Some(logged)) = (&shard.recorder.decisions, &steering.logged) else { return };
+    let Decided { request, rules, rules_from, seed, picked } = decided;
+    log.put(Made {
+        time_unix_ms: unix_ms(),
+        request_id: logged.request_id.as_ref().into(),
+        trace_id: logged.trace_id,
+        view: ticket.shared_view(),
+        model: ticket.model().name.as_str().into(),
+        tried: tried.len(),
+        rules_from,
+        request,
+        rules,
+        seed,
+        candidates: candidates.into(),
+        sources: overlaps.iter().map(|overlap| overlap.source).collect(),
+        picked,
+    });
 }
 
 /// Tokens at each level beyond the faster ones.
@@ -178,15 +231,14 @@ fn held(prefix: &Prefix, overlap: &Overlap) -> Held {
     }
 }
 
-/// The request as the decision sees it.
-pub fn request(shard: &Shard, prefix: &Prefix) -> Request {
-    let prompt_tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
-    Request { prompt_tokens, preferred: None }
-}
-
-/// How the requests of a view are decided.
-pub fn rules(view: &View) -> Rules {
-    Rules { weights: view.weights, ..Rules::default() }
+/// The request as the decision sees it. A session's worker that is gone is no preference.
+pub fn request(shard: &Shard, model: &ModelView, prefix: &Prefix, steering: &Steering) -> Request {
+    let known = |session| shard.cluster.sessions.find(session, shard.now_ms());
+    let preferred = steering.session.and_then(known);
+    Request {
+        prompt_tokens: prefix.tokens_estimated(shard.cluster.tokens_per_byte()),
+        preferred: preferred.and_then(|number| model.position_of(number)),
+    }
 }
 
 /// With one worker and nothing to look up there is nothing to decide.
@@ -200,6 +252,7 @@ fn seat_at_only(
     if worker.exclusion(endpoint, shard.now_ms()).is_some() || tried.0.contains(&worker.worker.id) {
         return None;
     }
-    let prefill_ms = Rules::default().speeds.prefill_ms(0, request(shard, prefix).prompt_tokens);
+    let prompt_tokens = prefix.tokens_estimated(shard.cluster.tokens_per_byte());
+    let prefill_ms = Rules::default().speeds.prefill_ms(0, prompt_tokens);
     Some(Seat::take(shard, worker, (Overlap::default(), 0), prefill_ms))
 }

@@ -27,6 +27,8 @@ use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
 use crate::predictions::{self, Predictions};
 use crate::retry::RetryBudget;
+use crate::sessions::Sessions;
+use crate::steering::Preset;
 use crate::upstream::Target;
 
 /// What this router itself knows of a worker; lives as long as the worker is listed.
@@ -198,8 +200,8 @@ pub struct View {
     pub version: u64,
     /// By name.
     pub models: HashMap<String, ModelView>,
-    /// In force.
-    pub weights: ScoreWeights,
+    /// Control's word; the router's own file is asked where it has none.
+    pub weights: Option<ScoreWeights>,
 }
 
 impl View {
@@ -237,9 +239,11 @@ pub struct Cluster {
     pub hedging: Hedging,
     /// How the cores call those who wait.
     pub bells: Arc<Bells>,
+    /// Where sessions were last.
+    pub sessions: Sessions,
+    preset: ArcSwap<Preset>,
     config: crate::config::Router,
     started: Instant,
-    weights: ScoreWeights,
     block_tokens: u64,
     worker_blocks_default: u64,
     /// The index of events is being counted ([`crate::census`]).
@@ -252,11 +256,7 @@ impl Cluster {
     /// A cluster without workers.
     pub fn new(config: &crate::config::Router, bells: Arc<Bells>) -> Self {
         Cluster {
-            view: ArcSwap::from_pointee(View {
-                version: 0,
-                models: HashMap::new(),
-                weights: config.score_weights,
-            }),
+            view: ArcSwap::from_pointee(View { version: 0, models: HashMap::new(), weights: None }),
             index: PrefixIndex::new(config.kv.index_blocks_max),
             predictions: Predictions::new(predictions::BLOCKS_MAX, config.kv.prediction_ms),
             held: OnceLock::new(),
@@ -267,9 +267,10 @@ impl Cluster {
             retries: RetryBudget::new(&config.retry),
             hedging: Hedging::new(config.hedge.clone()),
             bells,
+            sessions: Sessions::new(config.routing.sessions_max, config.routing.session_idle_s_max),
+            preset: ArcSwap::from_pointee(Preset::of(config)),
             config: config.clone(),
             started: Instant::now(),
-            weights: config.score_weights,
             block_tokens: config.kv.block_tokens as u64,
             worker_blocks_default: config.kv.worker_blocks_default,
             is_counted: AtomicBool::new(false),
@@ -291,6 +292,16 @@ impl Cluster {
     /// The picture in force.
     pub fn view(&self) -> arc_swap::Guard<Arc<View>> {
         self.view.load()
+    }
+
+    /// What the file says of the decision, as it was read last.
+    pub fn preset(&self) -> Preset {
+        **self.preset.load()
+    }
+
+    /// The file was read again.
+    pub fn set_preset(&self, preset: Preset) {
+        self.preset.store(Arc::new(preset));
     }
 
     /// Takes a new picture. Workers that cannot be reached by their URL are left out with a warning.
@@ -341,7 +352,7 @@ impl Cluster {
             model.positions.insert(life.cache.number(), model.workers.len());
             model.workers.push(Arc::new(WorkerView { worker, target, life }));
         }
-        let weights = snapshot.weights.filter(ScoreWeights::is_valid).unwrap_or(self.weights);
+        let weights = snapshot.weights.filter(ScoreWeights::is_valid);
         self.view.store(Arc::new(View { version: snapshot.version, models, weights }));
         let left = || old.workers().filter(|view| !kept.contains(&view.worker.id));
         let gone: Vec<u32> = left().map(|view| view.life.cache.number()).collect();

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::AccessConfig;
 use crate::breaker::BreakerConfig;
+use crate::decisions::DecisionConfig;
 use crate::hedge::HedgeConfig;
 use crate::identity::IdentityConfig;
 use crate::queue::QueueConfig;
 use crate::retry::RetryConfig;
+use crate::steering::RoutingConfig;
 use crate::tenant::{TenantConfig, Tenants};
 use crate::tls::files::Tls;
 use crate::tokenizer::shelf::ModelConfig;
@@ -70,8 +72,12 @@ pub struct Router {
     pub trace: TraceConfig,
     /// `[router.access_log]`
     pub access_log: AccessConfig,
+    /// `[router.decision_log]`
+    pub decision_log: DecisionConfig,
     /// `[router.score_weights]`
     pub score_weights: ScoreWeights,
+    /// `[router.routing]`
+    pub routing: RoutingConfig,
     /// `[router.kv]`
     pub kv: Kv,
     /// `[router.limits]`
@@ -96,7 +102,9 @@ impl Default for Router {
             resume: ResumeConfig::default(),
             trace: TraceConfig::default(),
             access_log: AccessConfig::default(),
+            decision_log: DecisionConfig::default(),
             score_weights: ScoreWeights::default(),
+            routing: RoutingConfig::default(),
             kv: Kv::default(),
             limits: Limits::default(),
         }
@@ -348,6 +356,8 @@ impl Config {
             ("retry", router.retry.invalid()),
             ("breaker", router.breaker.invalid()),
             ("hedge", router.hedge.invalid()),
+            ("routing", router.routing.invalid()),
+            ("decision_log", router.decision_log.check().err()),
         ];
         for (section, invalid) in sections {
             if let Some((key, message)) = invalid {

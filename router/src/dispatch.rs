@@ -18,6 +18,7 @@ use crate::parse::Call;
 use crate::read::Request;
 use crate::record::Record;
 use crate::shard::Shard;
+use crate::steering::Steering;
 use crate::tokenize::Prefix;
 use crate::upstream::UpstreamError;
 use crate::watch::{Phase, Verdict, Watch};
@@ -30,6 +31,8 @@ pub struct Wanted<'a> {
     pub call: &'a Call,
     /// The name of its prompt.
     pub prefix: &'a Prefix,
+    /// What it says of where it goes.
+    pub steering: &'a Steering,
 }
 
 /// Finds a worker that begins to answer.
@@ -98,7 +101,8 @@ pub fn pick(
 ) -> Option<Seat> {
     loop {
         let deciding = Instant::now();
-        let seat = candidates::seat(shard, ticket, wanted.call.endpoint, wanted.prefix, tried)?;
+        let Wanted { call, prefix, steering, .. } = wanted;
+        let seat = candidates::seat(shard, ticket, call.endpoint, prefix, steering, tried)?;
         shard.stats.decision.observe(deciding.elapsed().as_secs_f64());
         match seat.worker.life.breaker.permit(shard.now_ms()) {
             Permit::Yes | Permit::Probe => return Some(seat),

@@ -94,6 +94,14 @@ pub enum RequestError {
         /// What it must hold.
         message: &'static str,
     },
+    /// A header field of ours that the caller may not send.
+    #[error("{field}: {denied}")]
+    HeaderDenied {
+        /// The field.
+        field: &'static str,
+        /// Why not.
+        denied: Denied,
+    },
     /// The client hung up; nobody hears this.
     #[error("the client hung up")]
     ClientGone,
@@ -146,6 +154,7 @@ impl RequestError {
             RequestError::Busy(..) => "busy",
             RequestError::DeadlineMissed { .. } => "deadline",
             RequestError::Header { .. } => "invalid_header",
+            RequestError::HeaderDenied { denied, .. } => denied.reason(),
             RequestError::ClientGone => "client_gone",
             RequestError::NoneReady(_) => "none_ready",
             RequestError::EnginesFailed(_) => "engines_failed",
@@ -178,7 +187,8 @@ impl RequestError {
                 (503, "server_error", None, Some("identity_unavailable"))
             }
             RequestError::Identity(IdentityError::BadCertificate(_) | IdentityError::NoTenant)
-            | RequestError::Denied(_) => {
+            | RequestError::Denied(_)
+            | RequestError::HeaderDenied { .. } => {
                 (403, "permission_error", None, Some("insufficient_permissions"))
             }
             RequestError::Identity(_) => {

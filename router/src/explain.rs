@@ -4,17 +4,24 @@ use dataplane::route::pick::{self, Because, Picked, Scale};
 use dataplane::wire::{Candidate as Row, Explanation};
 
 use crate::candidates::{self, Tried, gather};
+use crate::cluster::ModelView;
 use crate::error::RequestError;
 use crate::openai::Endpoint;
 use crate::parse;
 use crate::shard::Shard;
-use crate::tokenize;
+use crate::steering::{Steering, rules};
+use crate::tokenize::{self, Cut, Prefix};
 
 /// Decides for `body` as for a client's request, but sends nothing and learns nothing.
 ///
 /// # Errors
 /// One line, the same a client would read.
-pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanation, String> {
+pub async fn explain(
+    shard: &Shard,
+    path: &str,
+    body: &str,
+    steering: &Steering,
+) -> Result<Explanation, String> {
     let endpoint =
         Endpoint::at(path).ok_or_else(|| format!("{path} is not an endpoint that is routed"))?;
     let call = parse::json_call(endpoint, body.as_bytes()).map_err(|error| error.to_string())?;
@@ -22,8 +29,9 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
     let unknown = || RequestError::ModelNotFound(call.model.clone()).to_string();
     let model = view.models.get(&call.model).ok_or_else(unknown)?;
     let prefix = tokenize::prefix(shard, model, &call, body.as_bytes()).await;
-    let (candidates, _) = gather(shard, model, endpoint, &prefix, &Tried::default());
-    let (request, rules) = (candidates::request(shard, &prefix), candidates::rules(&view));
+    let (candidates, overlaps) = gather(shard, model, endpoint, &prefix, &Tried::default());
+    let request = candidates::request(shard, model, &prefix, steering);
+    let (rules, _) = rules(&shard.cluster, &view, steering);
     let scale = Scale::of(&candidates, &request, &rules);
     // The seed only breaks exact ties; the next request will have another.
     let picked = pick::worker(&candidates, &request, &rules, 0);
@@ -31,14 +39,15 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
     let mut rows: Vec<Row> = model
         .workers
         .iter()
-        .zip(&candidates)
-        .map(|(view, candidate)| {
+        .zip(candidates.iter().zip(&overlaps))
+        .map(|(view, (candidate, overlap))| {
             let terms = scale.terms(candidate);
             let others = view.life.others.at(now_ms);
             Row {
                 worker: view.worker.id.clone(),
                 eligible: candidate.excluded.is_none(),
                 excluded_because: candidate.excluded.map_or("", |e| e.as_str()).to_owned(),
+                source: overlap.source.as_str().to_owned(),
                 prefix_tokens: candidate.held.total(),
                 fetch_tokens: candidate.held.total() - candidate.held.gpu_tokens,
                 queued_ms: candidate.queued_ms,
@@ -62,11 +71,24 @@ pub async fn explain(shard: &Shard, path: &str, body: &str) -> Result<Explanatio
         unit: prefix.cut.as_str().to_owned(),
         prompt_tokens: prefix.prompt_tokens,
         prompt_blocks: prefix.digests.len() as u64,
-        weights: view.weights,
+        weights: rules.weights,
+        temperature: rules.temperature,
+        tokenizer: tokenizer(shard, model, &prefix).to_owned(),
         reason,
         picked,
         candidates: rows,
     })
+}
+
+/// What made the prompt's tokens, and whether the model's own files are out of use.
+fn tokenizer(shard: &Shard, model: &ModelView, prefix: &Prefix) -> &'static str {
+    let folders = model.workers.iter().filter_map(|view| view.worker.model_files.as_deref());
+    match shard.shelf.of(&model.name, folders) {
+        Some(tokenizer) if tokenizer.is_distrusted() => "distrusted",
+        Some(_) if prefix.cut == Cut::Tokens => "files",
+        None if prefix.cut == Cut::Tokens => "engine",
+        _ => "none",
+    }
 }
 
 const NOBODY: &str = "no worker can take it now";

@@ -27,6 +27,7 @@ use crate::admit::unix_ms;
 use crate::explain::explain;
 use crate::shard::Shard;
 use crate::socket::{read_more, write_all};
+use crate::steering::Steering;
 use outbox::Outbox;
 
 /// First pause after control went away.
@@ -119,8 +120,9 @@ async fn listen(
                     shard.cluster.apply(snapshot, true);
                     *got_snapshot = true;
                 }
-                ToPlane::Explain { id, path, body } => {
-                    answer(shard, outbox, id, path, body)?;
+                ToPlane::Explain { id, path, body, weights, temperature } => {
+                    let steering = Steering { weights, temperature, ..Steering::default() };
+                    answer(shard, outbox, id, path, body, steering)?;
                 }
                 ToPlane::Usage { routers, others } => {
                     usage::absorb(&shard.identity.tenants(), routers, &others, unix_ms());
@@ -142,6 +144,7 @@ fn answer(
     id: u64,
     path: String,
     body: String,
+    steering: Steering,
 ) -> Result<(), FollowError> {
     // Each question that is worked on holds the outbox.
     if Rc::strong_count(outbox) > QUESTIONS_MAX {
@@ -151,7 +154,7 @@ fn answer(
     }
     let (shard, outbox) = (Rc::clone(shard), Rc::clone(outbox));
     monoio::spawn(async move {
-        let result = explain(&shard, &path, &body).await;
+        let result = explain(&shard, &path, &body, &steering).await;
         match encode(&FromPlane::Explained { id, result }) {
             // Without room control does not read, and will hear nothing in any case.
             Ok(frame) => drop(outbox.push(frame)),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::access::log::LineCounts;
 use crate::admit::unix_ms;
 use crate::fetch::fetch;
 use crate::front::Front;
 use crate::shard::Shard;
+use crate::stats::Stats;
 use crate::trace::delivery::Delivery;
 use crate::trace::otlp::{self, Resource};
 use crate::watch::TICK;
@@ -53,12 +55,25 @@ async fn look_at_cluster(shard: Rc<Shard>) {
                 let dropped = lines.dropped.load(Relaxed) + lines.failed.load(Relaxed);
                 shard.stats.lines_dropped.inc_by(dropped - shard.stats.lines_dropped.get());
             }
+            if let Some(decisions) = &shard.recorder.decisions {
+                count_decision_lines(&shard.stats, decisions.counts());
+            }
             shard.cluster.look(|worker, cause| {
                 let id = worker.worker.id.as_str();
                 shard.stats.ejections.with_label_values(&[id, cause]).inc();
                 tracing::warn!(worker = id, cause, "ejected: much worse than its peers");
             });
         }
+    }
+}
+
+/// Brings the counters up to what the log's writer counted.
+fn count_decision_lines(stats: &Stats, counts: &LineCounts) {
+    let all =
+        [("written", &counts.written), ("dropped", &counts.dropped), ("failed", &counts.failed)];
+    for (result, count) in all {
+        let counter = stats.decision_lines.with_label_values(&[result]);
+        counter.inc_by(count.load(Relaxed).saturating_sub(counter.get()));
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Call {
     pub prompt: Prompt,
     /// vLLM's per-tenant salt: prefixes under different salts are never shared.
     pub cache_salt: Option<String>,
+    /// `prompt_cache_key`, else `user`: a string that is not empty, raw JSON with its quotes.
+    pub session: Option<Range<usize>>,
 }
 
 /// Where the prompt lies in the body.
@@ -74,6 +76,7 @@ fn multipart_call(body: &[u8]) -> Result<Call, RequestError> {
         stream: false,
         prompt: Prompt::Many,
         cache_salt: None,
+        session: None,
     })
 }
 
@@ -122,7 +125,8 @@ pub fn json_call(endpoint: Endpoint, body: &[u8]) -> Result<Call, RequestError> 
         Endpoint::Embeddings => embedding_input(&found)?,
         Endpoint::Other => opaque_prompt(text, &found),
     };
-    Ok(Call { endpoint, model, stream, prompt, cache_salt })
+    let session = session(text, &found);
+    Ok(Call { endpoint, model, stream, prompt, cache_salt, session })
 }
 
 /// Whether JSON nests deeper than [`NESTING_MAX`]. For whoever gives bytes from outside to a parser
@@ -174,6 +178,8 @@ struct Fields<'a> {
     prompt: Option<LazyValue<'a>>,
     input: Option<LazyValue<'a>>,
     cache_salt: Option<LazyValue<'a>>,
+    prompt_cache_key: Option<LazyValue<'a>>,
+    user: Option<LazyValue<'a>>,
 }
 
 /// One pass over the top level. As in every JSON parser of the engines, the last of equal keys wins.
@@ -195,6 +201,8 @@ fn walk<'a>(text: &'a str, found: &mut Fields<'a>) -> Result<(), RequestError> {
             "prompt" => found.prompt = Some(value),
             "input" => found.input = Some(value),
             "cache_salt" => found.cache_salt = Some(value),
+            "prompt_cache_key" => found.prompt_cache_key = Some(value),
+            "user" => found.user = Some(value),
             _ => {}
         }
     }
@@ -207,6 +215,13 @@ fn walk<'a>(text: &'a str, found: &mut Fields<'a>) -> Result<(), RequestError> {
         }
         _ => Err(RequestError::Json("unexpected bytes after the object".to_owned())),
     }
+}
+
+/// OpenAI's name for requests that share a prefix, else its older one for who asks.
+fn session(text: &str, found: &Fields<'_>) -> Option<Range<usize>> {
+    let mut values = [&found.prompt_cache_key, &found.user].into_iter().flatten();
+    let value = values.find(|value| value.is_str() && value.as_raw_str().len() > 2)?;
+    Some(offset_in(text, value.as_raw_str()))
 }
 
 fn chat_prompt(text: &str, found: &Fields<'_>) -> Result<Prompt, RequestError> {

@@ -10,6 +10,7 @@ use crate::access::{AccessLine, End};
 use crate::admit::unix_ms;
 use crate::cluster::WorkerView;
 use crate::connection::Client;
+use crate::decisions::log::DecisionSender;
 use crate::error::RequestError;
 use crate::identity::Caller;
 use crate::parse::Call;
@@ -35,6 +36,8 @@ pub struct Recorder {
     pub outbox: Arc<Outbox>,
     /// Lines on their way to the log.
     pub access: Option<AccessBuffer>,
+    /// Decisions on their way to the log.
+    pub decisions: Option<DecisionSender>,
     /// How the lines fared.
     pub lines: Option<Arc<LineCounts>>,
     /// Where clients come in, for `server.address`.
@@ -274,7 +277,7 @@ fn read_bytes(request: &Request) -> u64 {
 
 fn begin_trace(shard: &Shard, request: &Request, started: Instant) -> Option<RequestTrace> {
     let recorder = &shard.recorder;
-    if !recorder.exports && recorder.access.is_none() {
+    if !recorder.exports && recorder.access.is_none() && recorder.decisions.is_none() {
         return None;
     }
     let head = &request.head;

@@ -17,6 +17,7 @@ use crate::read::{self, Request};
 use crate::record::{Record, fresh_id};
 use crate::relay::{self, Relayed};
 use crate::shard::Shard;
+use crate::steering::Steering;
 use crate::tenant::PRIORITY_MAX;
 use crate::trace::request_trace::Step;
 use crate::{account, admit, authenticate, local, parse, tokenize};
@@ -96,6 +97,7 @@ async fn answer(
     let caller = authenticate::caller(shard, &client.peer, request)?;
     record.called_by(&caller);
     let wishes = wishes(request)?;
+    let steering = Steering::read(shard, request, &call, &caller, record)?;
     let mut ticket = admit::enter(shard, &call, caller)?;
 
     let tokenizing = record.enter(Step::Tokenize);
@@ -108,7 +110,7 @@ async fn answer(
     record.queued = ticket.placed().map(|placed| placed - record.started);
     place?;
 
-    let wanted = Wanted { request, call: &call, prefix: &prefix };
+    let wanted = Wanted { request, call: &call, prefix: &prefix, steering: &steering };
     let (seat, answer) = dispatch::send(shard, client, &wanted, &mut ticket, record).await?;
     Ok(relay::answer(shard, client, &wanted, &mut ticket, seat, answer, record).await)
 }

@@ -23,11 +23,13 @@ use socket2::{Domain, Socket, Type};
 use crate::access::log::{AccessBuffer, AccessLog, LineCounts};
 use crate::cluster::Cluster;
 use crate::config::{Config, Router};
+use crate::decisions::log::{DecisionLog, DecisionSender};
 use crate::front::Front;
 use crate::hall::{BellEnd, Bells};
 use crate::handover::{self, Listeners, Predecessor};
 use crate::identity::{Identity, ReloadError};
 use crate::record::Recorder;
+use crate::reload;
 use crate::shard::Shard;
 use crate::shard::Shared;
 use crate::stats::Stats;
@@ -41,8 +43,8 @@ use crate::{connection, house};
 
 /// Connections the kernel may hold before we accept them.
 const BACKLOG: i32 = 4_096;
-/// The disk gets so long for the last lines of the access log.
-const ACCESS_CLOSE_MAX: Duration = Duration::from_secs(2);
+/// The disk gets so long for the last lines of each log.
+const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 /// When the time to drain is over, clients whose streams are ended are told so within this time.
 const TELL_MAX: Duration = Duration::from_secs(2);
 
@@ -101,6 +103,9 @@ pub enum StartError {
     /// The access log cannot be opened.
     #[error("[router.access_log] path: {0}")]
     AccessLog(std::io::Error),
+    /// The decision log cannot be opened.
+    #[error("[router.decision_log] file: {0}")]
+    DecisionLog(std::io::Error),
     /// Metrics could not be declared.
     #[error("metrics: {0}")]
     Stats(#[from] prometheus::Error),
@@ -119,6 +124,7 @@ pub struct Server {
     cluster: Arc<Cluster>,
     stats: Arc<Stats>,
     access: Option<AccessLog>,
+    decisions: Option<DecisionLog>,
     threads: Vec<std::thread::JoinHandle<()>>,
     end: Arc<End>,
     drain: Duration,
@@ -151,6 +157,8 @@ impl Server {
         let stats = Arc::new(Stats::new()?);
         let identity = Arc::new(Identity::open(&router.identity, &config.tenants)?);
         let access = AccessLog::start(&router.access_log).map_err(StartError::AccessLog)?;
+        let decisions =
+            DecisionLog::start(&router.decision_log).map_err(StartError::DecisionLog)?;
         let outbox = Arc::new(Outbox::new(router.trace.queue_spans_max));
         let (bells, bell_ends) = Bells::new(cores).map_err(StartError::Runtime)?;
         let clients = Arc::new(Front::clients());
@@ -189,6 +197,7 @@ impl Server {
             let tracing = Tracing {
                 outbox: Arc::clone(&outbox),
                 access: access.as_ref().map(AccessLog::buffer),
+                decisions: decisions.as_ref().map(DecisionLog::sender),
                 lines: access.as_ref().map(AccessLog::counts),
                 seed: random_seed().map_err(StartError::Runtime)?,
                 address: http,
@@ -222,7 +231,28 @@ impl Server {
             };
             handover::offer(path, offered, leave).map_err(StartError::Handover)?;
         }
-        Ok(Server { cluster, stats, access, threads, end, drain, http, admin })
+        Ok(Server { cluster, stats, access, decisions, threads, end, drain, http, admin })
+    }
+
+    /// The file was read again: takes over what may change while the router runs, and says in the log
+    /// what may not. `None`: the file was refused, and nothing changes.
+    pub fn reload(&self, running: &mut Config, fresh: Option<&Config>) {
+        let result = if fresh.is_some() { "taken" } else { "refused" };
+        self.stats.config_reloads.with_label_values(&[result]).inc();
+        let Some(fresh) = fresh else { return };
+        let reloaded = reload::take(&self.cluster, running, fresh);
+        let preset = self.cluster.preset();
+        tracing::info!(
+            weights = %preset.weights,
+            temperature = preset.temperature,
+            session_affinity = preset.affinity,
+            has_changed = reloaded.has_changed,
+            "the configuration was read again"
+        );
+        if !reloaded.need_restart.is_empty() {
+            let keys = reloaded.need_restart.join(", ");
+            tracing::warn!(keys, "changed in the file; a restart is needed for these");
+        }
     }
 
     /// Stops accepting, lets requests in flight finish within `drain_s_max`, then ends the threads.
@@ -252,9 +282,14 @@ impl Server {
             let _ = thread.join();
         }
         if let Some(access) = self.access
-            && !access.close(ACCESS_CLOSE_MAX)
+            && !access.close(LOG_CLOSE_MAX)
         {
             tracing::warn!("the last lines of the access log may be lost");
+        }
+        if let Some(decisions) = self.decisions
+            && !decisions.close(LOG_CLOSE_MAX)
+        {
+            tracing::warn!("the last lines of the decision log may be lost");
         }
     }
 }
@@ -372,6 +407,7 @@ struct Part {
 struct Tracing {
     outbox: Arc<Outbox>,
     access: Option<AccessBuffer>,
+    decisions: Option<DecisionSender>,
     lines: Option<Arc<LineCounts>>,
     seed: [u64; 2],
     address: SocketAddr,
@@ -385,6 +421,7 @@ impl Tracing {
             exports: config.trace.otlp_url.is_some(),
             outbox: self.outbox,
             access: self.access,
+            decisions: self.decisions,
             lines: self.lines,
             address: self.address.ip().to_string(),
             port: self.address.port(),

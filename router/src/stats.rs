@@ -105,6 +105,10 @@ pub struct Stats {
     pub spans_dropped: IntCounter,
     /// Lines that found the log's writer busy.
     pub lines_dropped: IntCounter,
+    /// Decisions for the decision log, by what became of them.
+    pub decision_lines: IntCounterVec,
+    /// SIGHUPs, by what became of the file.
+    pub config_reloads: IntCounterVec,
     /// Reads of streams that were passed on: tokens, or a few at once.
     pub stream_parts: IntCounter,
     exemplars: Exemplars,
@@ -297,6 +301,16 @@ impl Stats {
             lines_dropped: declare.counter(
                 "access_lines_dropped_total",
                 "Lines of the access log dropped because the disk did not keep up.",
+            )?,
+            decision_lines: declare.counters(
+                "decision_lines_total",
+                "Decisions for the decision log, by what became of them.",
+                &["result"],
+            )?,
+            config_reloads: declare.counters(
+                "config_reloads_total",
+                "Times the configuration was read again.",
+                &["result"],
             )?,
             stream_parts: declare.counter(
                 "stream_parts_total",

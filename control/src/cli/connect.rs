@@ -9,7 +9,8 @@ use super::{Failure, Global};
 use crate::api::control_client::ControlClient;
 use crate::api::{
     DeleteDeploymentRequest, Deployment, DeploymentStatus, ExplainRouteRequest,
-    ListDeploymentsRequest, ListModelsRequest, ListNodesRequest, Model, Node,
+    GetRouteWeightsRequest, ListDeploymentsRequest, ListModelsRequest, ListNodesRequest, Model,
+    Node, ScoreWeights, SetRouteWeightsRequest,
 };
 
 const ADDRESS: &str = "http://127.0.0.1:9090";
@@ -78,10 +79,23 @@ impl Control {
         Ok(answer.map_err(|status| self.failure(&status))?.into_inner().existed)
     }
 
-    pub(super) async fn explain(&mut self, path: &str, body: String) -> Result<String, Failure> {
-        let call = ExplainRouteRequest { path: path.to_owned(), body };
+    pub(super) async fn explain(&mut self, call: ExplainRouteRequest) -> Result<String, Failure> {
         let answer = self.client.explain_route(call).await;
         Ok(answer.map_err(|status| self.failure(&status))?.into_inner().explanation_json)
+    }
+
+    /// Sets the weights of all routers, or resets them; gives what is set then.
+    pub(super) async fn set_weights(
+        &mut self,
+        weights: Option<ScoreWeights>,
+    ) -> Result<Option<ScoreWeights>, Failure> {
+        let answer = self.client.set_route_weights(SetRouteWeightsRequest { weights }).await;
+        Ok(answer.map_err(|status| self.failure(&status))?.into_inner().weights)
+    }
+
+    pub(super) async fn weights(&mut self) -> Result<Option<ScoreWeights>, Failure> {
+        let answer = self.client.get_route_weights(GetRouteWeightsRequest {}).await;
+        Ok(answer.map_err(|status| self.failure(&status))?.into_inner().weights)
     }
 
     fn failure(&self, status: &tonic::Status) -> Failure {

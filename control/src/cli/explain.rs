@@ -4,12 +4,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use dataplane::wire::{Candidate, Explanation};
+use dataplane::wire::{Candidate, Explanation, ScoreWeights};
 use serde_json::{Map, Value, json};
 
 use super::connect::Control;
 use super::output::{Table, print};
 use super::{Failure, Global};
+use crate::api::ExplainRouteRequest;
+use crate::weights;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -22,6 +24,12 @@ pub(super) struct Explain {
     model: Option<String>,
     #[command(flatten)]
     ask: Ask,
+    /// Decide by these weights instead of those in force.
+    #[arg(long, value_name = "kv=…,load=…,power=…,capacity=…")]
+    weights: Option<ScoreWeights>,
+    /// Decide by this temperature.
+    #[arg(long, value_name = "T", value_parser = super::weights::temperature)]
+    temperature: Option<f64>,
 }
 
 #[derive(Debug, Args)]
@@ -41,7 +49,13 @@ struct Ask {
 /// Asks and prints the table.
 pub(super) async fn run(global: &Global, explain: &Explain) -> Result<(), Failure> {
     let (path, body) = request(explain)?;
-    let answer = Control::connect(global).await?.explain(path, body.to_string()).await?;
+    let call = ExplainRouteRequest {
+        path: path.to_owned(),
+        body: body.to_string(),
+        weights: explain.weights.map(weights::to_api),
+        temperature: explain.temperature,
+    };
+    let answer = Control::connect(global).await?.explain(call).await?;
     let explanation: Explanation = serde_json::from_str(&answer).map_err(|error| {
         Failure::Failed(format!("control's answer is of another version than cgnctl: {error}"))
     })?;
@@ -89,6 +103,7 @@ fn render(explanation: &Explanation) -> String {
         "",
         "WORKER",
         "PREFIX",
+        "SOURCE",
         "FETCH",
         "QUEUE",
         "IN FLIGHT",
@@ -107,13 +122,23 @@ fn render(explanation: &Explanation) -> String {
         "text" => "text, tokens estimated",
         _ => "prefix unknown",
     };
+    let tokenizer = match explanation.tokenizer.as_str() {
+        "distrusted" => "; the model's files are distrusted: an engine makes other tokens of them",
+        "files" => "; by the model's files",
+        "engine" => "; by an engine",
+        _ => "",
+    };
     let picked = match explanation.picked.as_str() {
         "" => "nobody",
         picked => picked,
     };
+    let temperature = match explanation.temperature {
+        0.0 => String::new(),
+        temperature => format!(", temperature {temperature}"),
+    };
     format!(
-        "model    {}\nprompt   {} tokens, {} whole blocks ({unit})\n\
-         weights  kv {:.2}, load {:.2}, power {:.2}, capacity {:.2}; costs and queues in ms, the least is picked\n\
+        "model    {}\nprompt   {} tokens, {} whole blocks ({unit}{tokenizer})\n\
+         weights  kv {:.2}, load {:.2}, power {:.2}, capacity {:.2}{temperature}; costs and queues in ms, the least is picked\n\
          picked   {picked}\nreason   {}\n\n{table}",
         explanation.model,
         explanation.prompt_tokens,
@@ -126,12 +151,14 @@ fn render(explanation: &Explanation) -> String {
     )
 }
 
-fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 12] {
+fn candidate_row(candidate: &Candidate, picked: &str) -> [String; 13] {
     let term = |value: f64| format!("{value:.2}");
     [
         if candidate.worker == picked { "*" } else { "" }.to_owned(),
         candidate.worker.clone(),
         candidate.prefix_tokens.to_string(),
+        // One word, so that columns stay columns.
+        candidate.source.replace(' ', "-"),
         candidate.fetch_tokens.to_string(),
         term(candidate.queued_ms),
         in_flight(candidate),

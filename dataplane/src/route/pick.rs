@@ -19,6 +19,10 @@
 //! Costs within [`TIE_MS`] of the best are a tie. Ties go to the least loaded, then to the least recently
 //! chosen (so idle equal workers share exactly evenly), then to the seed.
 
+use serde::{Deserialize, Serialize};
+
+use super::decision::ExactWeights;
+use super::exact;
 use super::speeds::{Held, Speeds};
 use crate::wire::ScoreWeights;
 
@@ -33,13 +37,15 @@ const KEPT: usize = 1_024;
 const TURN_TOKENS_MIN: u64 = 512;
 
 /// What is known of one worker at the moment of the decision.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Candidate {
     /// Why it cannot be picked, if so.
     pub excluded: Option<Exclusion>,
     /// Tokens of the prompt believed to be there.
     pub held: Held,
     /// Prefill work given to it and not yet done, in ms of [`Speeds`].
+    #[serde(with = "exact")]
     pub queued_ms: f64,
     /// Requests whose first token has come and whose last has not.
     pub decoding: u32,
@@ -50,12 +56,15 @@ pub struct Candidate {
     /// Requests given to it since the router started.
     pub picked: u64,
     /// Watts drawn, where measured.
+    #[serde(with = "exact::optional_f32")]
     pub power_watts: Option<f32>,
     /// Free share of its KV cache, 0 to 1.
+    #[serde(with = "exact")]
     pub cache_free: f64,
 }
 /// Why a worker cannot be picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Exclusion {
     /// Its engine does not serve this endpoint.
     NotCapable,
@@ -86,7 +95,8 @@ impl Exclusion {
 }
 
 /// The request, as far as the decision looks at it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// Tokens of its prompt; estimated where they are not known.
     pub prompt_tokens: u64,
@@ -95,17 +105,21 @@ pub struct Request {
 }
 
 /// How to decide.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rules {
     /// What matters how much; they sum to 1.0.
+    #[serde(with = "ExactWeights")]
     pub weights: ScoreWeights,
     /// What tokens cost.
     pub speeds: Speeds,
     /// 0: the cheapest wins. Above: drawn by softmax over costs in units of the whole spread, so that
     /// 1.0 is close to chance.
+    #[serde(with = "exact")]
     pub temperature: f64,
     /// The preferred worker wins while it costs no more than the best and this share of computing the
     /// whole prompt.
+    #[serde(with = "exact")]
     pub affinity: f64,
 }
 
@@ -199,7 +213,8 @@ impl Scale {
 }
 
 /// The worker picked and the terms of its cost.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Picked {
     /// Index among the candidates.
     pub at: usize,
@@ -208,7 +223,8 @@ pub struct Picked {
 }
 
 /// What decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Because {
     /// No other could be picked.
     Only,

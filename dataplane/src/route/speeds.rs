@@ -5,22 +5,34 @@
 //! that computes in batches of 8,192 tokens, so without the square. Where they are off by a factor, all
 //! of an engine's times are off by the same factor, and most decisions stay.
 
+use serde::{Deserialize, Serialize};
+
+use super::exact;
+
 /// Milliseconds per token, by what is done with it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Speeds {
     /// One prefill, whatever its length, in ms.
+    #[serde(with = "exact")]
     pub start_ms: f64,
     /// Each token computed, in ms.
+    #[serde(with = "exact")]
     pub token_ms: f64,
     /// Attention: half of what a token costs for each token before it, in ms.
+    #[serde(with = "exact")]
     pub pair_ms: f64,
     /// A token brought from the worker's own host memory, in ms.
+    #[serde(with = "exact")]
     pub host_token_ms: f64,
     /// A token brought from the worker's own disk, in ms.
+    #[serde(with = "exact")]
     pub disk_token_ms: f64,
     /// A token fetched from another node's KV daemon, in ms.
+    #[serde(with = "exact")]
     pub peer_token_ms: f64,
     /// Share of the engine's time that one decoding request takes from prefill.
+    #[serde(with = "exact")]
     pub decode_share: f64,
 }
 
@@ -44,7 +56,8 @@ impl Default for Speeds {
 
 /// Leading tokens of a prompt that a worker can have without computing them. Each level counts what it
 /// holds beyond the faster ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Held {
     /// In the engine's own cache.
     pub gpu_tokens: u64,

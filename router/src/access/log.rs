@@ -5,10 +5,8 @@
 //! no request a moment. The thread owns the file and renames it at its size limit.
 
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{AccessConfig, AccessLine};
+use crate::rotating::Rotating;
 use crate::trace::context::{Sampler, TraceId};
 
 /// A core hands its lines over at this size at the latest: some fifty of them. Half of the smallest
@@ -25,8 +24,6 @@ pub const BATCH_BYTES: usize = 32 << 10;
 pub const BATCHES_MAX: usize = 512;
 /// How often the end of the thread is looked for.
 const CLOSE_POLL: Duration = Duration::from_millis(2);
-/// Lines name tenants: they are for the owner and its group.
-const FILE_MODE: u32 = 0o640;
 
 /// What became of the lines of this process.
 #[derive(Debug, Default)]
@@ -195,55 +192,6 @@ impl Sink {
             #[cfg(test)]
             Sink::Test(out) => out.write_all(lines),
         }
-    }
-}
-
-/// A file with a size limit and one predecessor.
-struct Rotating {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    bytes_max: u64,
-    /// A pipe, a terminal or a device is written to for ever.
-    may_rotate: bool,
-}
-
-impl Rotating {
-    fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)?;
-        // What an earlier process left counts.
-        let metadata = file.metadata()?;
-        // The file is renamed, not a link to it.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let (bytes, may_rotate) = (metadata.len(), metadata.is_file());
-        Ok(Rotating { path, file, bytes, bytes_max, may_rotate })
-    }
-
-    /// Whole lines; the file holds more than its limit only if they alone do.
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        let length = lines.len() as u64;
-        if self.may_rotate && self.bytes > 0 && self.bytes + length > self.bytes_max {
-            self.rotate()?;
-        }
-        let written = self.file.write_all(lines);
-        // A part may have been written: the size is asked for again.
-        self.bytes = match written {
-            Ok(()) => self.bytes + length,
-            Err(_) => self.file.metadata()?.len(),
-        };
-        written
-    }
-
-    fn rotate(&mut self) -> io::Result<()> {
-        let mut older = self.path.clone().into_os_string();
-        older.push(".1");
-        match std::fs::rename(&self.path, older) {
-            // Somebody else took it away: a fresh one is all that is missing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            renamed => renamed?,
-        }
-        *self = Rotating::open(&self.path, self.bytes_max)?;
-        Ok(())
     }
 }
 

@@ -69,6 +69,10 @@ pub struct RequestHead {
     pub deadline: Option<Range<usize>>,
     /// `x-cgn-priority`.
     pub priority: Option<Range<usize>>,
+    /// `x-cgn-score-weights`.
+    pub score_weights: Option<Range<usize>>,
+    /// `x-cgn-temperature`.
+    pub temperature: Option<Range<usize>>,
     /// `traceparent`; `None` also where it was sent twice.
     pub traceparent: Option<Range<usize>>,
     /// `tracestate`.
@@ -249,6 +253,8 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead>, HeadError> {
         api_key: known.api_key,
         deadline: known.deadline,
         priority: known.priority,
+        score_weights: known.score_weights,
+        temperature: known.temperature,
         traceparent: known.traceparent.filter(|_| !known.is_traced_twice),
         tracestate: known.tracestate,
         accept: known.accept,
@@ -264,6 +270,8 @@ struct Known {
     api_key: Option<Range<usize>>,
     deadline: Option<Range<usize>>,
     priority: Option<Range<usize>>,
+    score_weights: Option<Range<usize>>,
+    temperature: Option<Range<usize>>,
     traceparent: Option<Range<usize>>,
     is_traced_twice: bool,
     tracestate: Option<Range<usize>>,
@@ -281,7 +289,11 @@ impl Known {
             12 => ("x-request-id", &mut self.request_id),
             13 => ("authorization", &mut self.authorization),
             14 => ("x-cgn-priority", &mut self.priority),
+            17 if matches!(name.as_bytes()[6], b't' | b'T') => {
+                ("x-cgn-temperature", &mut self.temperature)
+            }
             17 => ("x-cgn-deadline-ms", &mut self.deadline),
+            19 => ("x-cgn-score-weights", &mut self.score_weights),
             _ => return,
         };
         if name.eq_ignore_ascii_case(known) {

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 
 use dataplane::wire::{
-    Capability, Decoder, EngineKind, FromPlane, Snapshot, ToPlane, Worker, WorkerState, encode,
+    Capability, Decoder, EngineKind, FromPlane, ScoreWeights, Snapshot, ToPlane, Worker,
+    WorkerState, encode,
 };
 
 use super::client::chat;
@@ -189,13 +190,18 @@ fn snapshots_are_followed_questions_answered_and_control_may_die() {
     wait_for(&router, 2.0);
     assert_eq!(router.client().post(CHAT, "", &chat("x")).field("x-cgn-worker"), Some("n/b/0"));
 
-    let question = ToPlane::Explain { id: 9, path: CHAT.to_owned(), body: chat("why") };
+    let weights = Some(ScoreWeights { kv: 0.0, load: 1.0, power: 0.0, capacity: 0.0 });
+    let (path, body) = (CHAT.to_owned(), chat("why"));
+    let question = ToPlane::Explain { id: 9, path, body, weights, temperature: Some(0.5) };
     plane.write_all(&encode(&question).unwrap()).unwrap();
     let FromPlane::Explained { id: 9, result: Ok(explanation) } = receive(&mut plane, &mut decoder)
     else {
         panic!("no answer to the question");
     };
     assert_eq!(explanation.picked, "n/b/0");
+    assert_eq!((Some(explanation.weights), explanation.temperature), (weights, 0.5));
+    assert!(explanation.candidates.iter().all(|row| row.source == "learned"));
+    assert_eq!(explanation.tokenizer, "none");
     let draining = explanation.candidates.iter().find(|row| row.worker == "n/a/0").unwrap();
     assert_eq!((draining.eligible, draining.excluded_because.as_str()), (false, "draining"));
 

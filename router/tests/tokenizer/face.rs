@@ -245,7 +245,13 @@ fn a_workers_files_are_used_and_explain_says_exact_tokens() {
         exact() > 0.0
     });
     let asked = asked_to_tokenize(&engine);
-    control.send(&ToPlane::Explain { id: 9, path: CHAT.to_owned(), body: body.clone() });
+    control.send(&ToPlane::Explain {
+        id: 9,
+        path: CHAT.to_owned(),
+        body: body.clone(),
+        weights: None,
+        temperature: None,
+    });
     let FromPlane::Explained { id: 9, result: Ok(explanation) } = control.receive() else {
         panic!("no answer to the question");
     };
