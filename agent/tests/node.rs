@@ -23,6 +23,8 @@ mod agent_away;
 mod agree;
 #[path = "node/control_away.rs"]
 mod control_away;
+#[path = "node/decisions.rs"]
+mod decisions;
 #[path = "node/drain.rs"]
 mod drain;
 #[path = "node/engine_away.rs"]

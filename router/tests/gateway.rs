@@ -32,6 +32,8 @@ mod metrics;
 mod process;
 #[path = "gateway/queue.rs"]
 mod queue;
+#[path = "gateway/steering.rs"]
+mod steering;
 #[path = "gateway/tenants.rs"]
 mod tenants;
 #[path = "gateway/tokens.rs"]

@@ -62,8 +62,9 @@ impl Ran {
 }
 
 impl House {
-    /// Writes the configurations; `engines` are further lines of the agent's section of that name.
-    fn build(engines: &str) -> House {
+    /// Writes the configurations; `engines` are further lines of the agent's section of that name,
+    /// `router` further sections of the router's.
+    fn build(engines: &str, router: &str) -> House {
         let dir = tempfile::tempdir().unwrap();
         let (port, claim) = claim_block();
         let house = House { router: None, agent: None, control: None, dir, port, _claim: claim };
@@ -91,7 +92,7 @@ impl House {
         );
         std::fs::write(path("cgn-agent.toml"), text).unwrap();
         let text = format!(
-            "[router]\nlisten_http = \"{}\"\nlisten_admin = \"{}\"\ncores = 2\ncontrol_socket = {:?}\n",
+            "[router]\nlisten_http = \"{}\"\nlisten_admin = \"{}\"\ncores = 2\ncontrol_socket = {:?}\n{router}",
             house.http(),
             house.address(2),
             path("control.sock"),
@@ -102,7 +103,12 @@ impl House {
 
     /// Builds one and starts all three processes.
     pub fn start(engines: &str) -> House {
-        let mut house = House::build(engines);
+        House::start_with(engines, "")
+    }
+
+    /// The same with further sections of the router's file.
+    pub fn start_with(engines: &str, router: &str) -> House {
+        let mut house = House::build(engines, router);
         house.start_control();
         let (mut agent, mut router) = (house.process("cgn-agent"), house.process("cgn-router"));
         let is_attached = |nodes: Value| nodes["nodes"][0]["attached"] == true;

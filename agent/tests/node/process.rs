@@ -48,7 +48,8 @@ impl Process {
         Process { child, name, log }
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         send(self.child.id(), signal);
     }
 

@@ -24,7 +24,12 @@ pub fn text(replicas: u32, slots: u32, extra_args: &str) -> String {
 
 /// A node with that recipe up and its router ready; the engines as `recipe up` reports them.
 pub fn up(replicas: u32, slots: u32, extra_args: &str) -> (House, Vec<Engine>) {
-    let house = House::start("");
+    up_with(replicas, slots, extra_args, "")
+}
+
+/// The same with further sections of the router's file.
+pub fn up_with(replicas: u32, slots: u32, extra_args: &str, router: &str) -> (House, Vec<Engine>) {
+    let house = House::start_with("", router);
     house.recipe(NAME, &text(replicas, slots, extra_args));
     let up = house.ctl(&["recipe", "up", NAME]);
     assert_eq!((&up["state"], &up["ready"]), (&json!("ready"), &json!(replicas)), "{up}");

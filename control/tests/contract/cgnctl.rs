@@ -51,6 +51,7 @@ async fn control_unreachable_is_exit_code_3_and_says_how_to_start_it() {
         &["recipe", "up", SIM],
         &["recipe", "down", SIM],
         &["route", "explain", "--model", "sim", "--prompt", "hi"],
+        &["route", "weights"],
     ] {
         let ran = house.cgnctl(args).await;
         let said = ran.error(3);

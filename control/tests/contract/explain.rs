@@ -42,13 +42,22 @@ fn explanation() -> Explanation {
 
 /// Answers one question and gives what was asked.
 async fn answer(plane: &mut Plane, result: Result<Explanation, String>) -> (String, Value) {
+    let (path, body, _) = answer_steered(plane, result).await;
+    (path, body)
+}
+
+/// The same, with the weights and the temperature asked for.
+async fn answer_steered(
+    plane: &mut Plane,
+    result: Result<Explanation, String>,
+) -> (String, Value, (Option<ScoreWeights>, Option<f64>)) {
     loop {
-        if let ToPlane::Explain { id, path, body } = plane.hear().await {
+        if let ToPlane::Explain { id, path, body, weights, temperature } = plane.hear().await {
             // An answer to a question nobody asked is none of anybody's business.
             let stray = FromPlane::Explained { id: id + 1, result: Err("stray".to_owned()) };
             plane.say(&stray).await;
             plane.say(&FromPlane::Explained { id, result }).await;
-            return (path, serde_json::from_str(&body).unwrap());
+            return (path, serde_json::from_str(&body).unwrap(), (weights, temperature));
         }
     }
 }
@@ -124,4 +133,21 @@ async fn without_a_router_or_with_one_that_says_no_it_fails_in_one_line() {
     };
     let (gone, ()) = tokio::join!(house.cgnctl(&ASK), hang_up);
     assert!(gone.error(1).contains("the router hung up"), "{gone:?}");
+}
+
+#[tokio::test]
+async fn other_weights_and_another_temperature_are_asked_with_the_question() {
+    let house = House::start("").await;
+    let mut router = Plane::dial(&house, "cgn-router").await;
+    router.see(|_| true).await;
+    let (_, (_, _, none)) =
+        tokio::join!(house.cgnctl(&ASK), answer_steered(&mut router, Ok(explanation())));
+    assert_eq!(none, (None, None));
+    let typed = "kv=0,load=1,power=0,capacity=0";
+    let args = [&ASK[..], &["--weights", typed, "--temperature", "0.5"]].concat();
+    let (_, (_, _, asked)) =
+        tokio::join!(house.cgnctl(&args), answer_steered(&mut router, Ok(explanation())));
+    assert_eq!(asked, (typed.parse().ok(), Some(0.5)));
+    let args = [&ASK[..], &["--temperature", "-1"]].concat();
+    assert_eq!(house.cgnctl(&args).await.code, 2);
 }

@@ -11,3 +11,4 @@ mod nodes;
 mod plane;
 mod start;
 mod usage;
+mod weights;

@@ -18,7 +18,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    fn pass(&self) {
+    pub fn pass(&self) {
         let mut is_open = self.0.0.lock().unwrap();
         while !*is_open {
             is_open = self.0.1.wait(is_open).unwrap();
