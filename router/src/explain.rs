@@ -1,7 +1,7 @@
 //! `route explain`: the table behind one decision, from the same functions that make it.
 
 use dataplane::route::pick::{self, Because, Picked, Scale};
-use dataplane::wire::{Candidate as Row, Explanation};
+use dataplane::wire::{Candidate as Row, Explanation, WeightsError};
 
 use crate::candidates::{self, Tried, gather};
 use crate::cluster::ModelView;
@@ -22,6 +22,9 @@ pub async fn explain(
     body: &str,
     steering: &Steering,
 ) -> Result<Explanation, String> {
+    if steering.weights.is_some_and(|weights| !weights.is_valid()) {
+        return Err(WeightsError.to_string());
+    }
     let endpoint =
         Endpoint::at(path).ok_or_else(|| format!("{path} is not an endpoint that is routed"))?;
     let call = parse::json_call(endpoint, body.as_bytes()).map_err(|error| error.to_string())?;

@@ -67,7 +67,7 @@ fn admins_steer_their_requests_and_nobody_else_does() {
         // The credential may, its tenant may not.
         line("half", "tenant=acme scopes=chat,admin"),
     ]);
-    let tenants = tenant("ops", "endpoints = [\"chat\", \"admin\"]") + &tenant("acme", "");
+    let tenants = tenant("ops", "admin = true") + &tenant("acme", "");
     let engines = [Engine::ok(), Engine::ok()];
     let sections = keys.section("required = true") + &log.section();
     let router = Router::start(&sections, &(workers(&engines) + &tenants));
