@@ -80,7 +80,8 @@ async fn the_routers_table_comes_back_as_it_was_given() {
     let (ran, _) = tokio::join!(house.cgnctl(&ASK), answer(&mut router, Ok(explanation())));
     assert_eq!(ran.code, 0);
     let row: Vec<&str> = ran.stdout.lines().last().unwrap().split_whitespace().collect();
-    let expected = "* n1/sim/0 64 partial-events 32 12.50 1+2/4 0.50 0.20 0.10 0.05 0.85".split(' ');
+    let expected =
+        "* n1/sim/0 64 partial-events 32 12.50 1+2/4 0.50 0.20 0.10 0.05 0.85".split(' ');
     assert_eq!(row, expected.collect::<Vec<_>>());
     assert!(ran.stdout.contains("the model's files are distrusted"), "{}", ran.stdout);
     assert!(ran.stdout.contains("holds 64 of 70 prompt tokens"));
