@@ -14,6 +14,7 @@ use dataplane::feed::Known;
 use dataplane::route::backlog::Backlog;
 use dataplane::route::index::{Index, Limits, LimitsError, WorkerNumber};
 use dataplane::route::pick::Exclusion;
+use dataplane::route::predictions::{self, Predictions};
 use dataplane::route::share;
 use dataplane::wire::{EngineKind, ScoreWeights, Snapshot, Worker, WorkerState};
 
@@ -25,7 +26,6 @@ use crate::index::{PrefixIndex, WorkerCache};
 use crate::kv_feed::others::SharedOthers;
 use crate::kv_feed::state::FeedState;
 use crate::openai::Endpoint;
-use crate::predictions::{self, Predictions};
 use crate::retry::RetryBudget;
 use crate::sessions::Sessions;
 use crate::steering::Preset;

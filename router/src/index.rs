@@ -21,12 +21,11 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::digest::Digest;
+use dataplane::route::holders::{Cursor, Holder, Holders};
 use foldhash::fast::RandomState;
 
-use self::holders::{Cursor, Holder, Holders};
 pub use self::worker_cache::{WORKER_BLOCKS_MIN, WorkerCache};
 
-pub(crate) mod holders;
 mod worker_cache;
 
 /// Locks over the map; a lookup holds one for the time of one probe.

@@ -49,7 +49,6 @@ pub mod overlap;
 pub mod pace;
 pub mod page;
 pub mod parse;
-pub mod predictions;
 pub mod probe;
 pub mod queue;
 pub mod read;

@@ -10,10 +10,10 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::feed::Known;
+use dataplane::route::predictions::Asked;
 
 use crate::cluster::{ModelView, WorkerView};
 use crate::index::{Match, WorkerCache};
-use crate::predictions::Asked;
 use crate::shard::Shard;
 use crate::tokenize::{Cut, Prefix};
 

@@ -167,4 +167,18 @@ impl Control for Seat {
     ) -> Result<Response<ExplainRouteResponse>, Status> {
         Err(Status::unimplemented("for operators"))
     }
+
+    async fn get_route_weights(
+        &self,
+        _: Request<GetRouteWeightsRequest>,
+    ) -> Result<Response<RouteWeights>, Status> {
+        Err(Status::unimplemented("for operators"))
+    }
+
+    async fn set_route_weights(
+        &self,
+        _: Request<SetRouteWeightsRequest>,
+    ) -> Result<Response<RouteWeights>, Status> {
+        Err(Status::unimplemented("for operators"))
+    }
 }

@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
-use dataplane::digest::Digest;
 use foldhash::fast::RandomState;
 
-use crate::index::holders::{Holder, Holders};
+use super::holders::{Holder, Holders};
+use crate::digest::Digest;
 
 /// Locks over the map; one is held for the time of one probe.
 const STRIPES: usize = 64;
@@ -181,10 +181,10 @@ impl Predictions {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::digest::{Unit, of_tokens, seed};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::digest::{Unit, of_tokens, seed};
 
     const TTL_MS: u64 = 1_000;
 
