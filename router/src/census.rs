@@ -23,9 +23,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Workers listed: as many as the index knows.
 const ROWS_MAX: usize = 4_096;
 
-/// Another count is under way; it is over in a second.
+/// Another count is under way; it is over in a moment.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the index is being counted already; ask again in a second")]
+#[error("the index is being counted already; ask again in a moment")]
 pub struct Busy;
 
 /// The whole answer.

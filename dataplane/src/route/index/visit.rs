@@ -7,9 +7,9 @@ use super::arena::Arena;
 use super::sets::{Member, level_of, slot_of, stored};
 use super::{Index, Level, WorkerNumber};
 
-/// Buckets of one piece at most: half a megabyte of the table, a tenth of a millisecond.
-const BUCKETS_MAX: usize = 8_192;
-/// Holders of blocks that end a piece, however few buckets it had.
+/// Buckets of one piece at most: two megabytes of the table, half a millisecond.
+const BUCKETS_MAX: usize = 32_768;
+/// Holders of blocks that end a piece, however few buckets it had: as long.
 const HOLDERS_MAX: usize = 16_384;
 
 /// Where a walk goes on. The default is the beginning.
