@@ -6,6 +6,8 @@
 
 #[path = "node/client.rs"]
 mod client;
+#[path = "node/fake_router.rs"]
+mod fake_router;
 #[path = "supervise_engines/held_truth.rs"]
 mod held_truth;
 #[path = "node/house.rs"]

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use dataplane::feed::{Load, ToAgent, encode};
+
 use crate::client::{self, Exchange};
+use crate::fake_router::FakeRouter;
 use crate::house::House;
 use crate::process::{Process, eventually};
-use crate::recipe::{ask, up, words};
+use crate::recipe::{FAST, REAL, ask, up, words};
 
-/// Some minutes at the speed of [`crate::recipe::REAL`]; nobody waits for its end.
+/// Most of a minute at the speed of [`REAL`]; nobody waits for its end.
 const LONG_TOKENS: u32 = 8_000;
-/// As slow as a small model, but so that one short answer takes no time.
-const SLOW_DECODE: &str = "\"--speedup-ratio\", \"1\"";
 const SHORTS: usize = 12;
 const OFF_MAX: usize = 2;
 
@@ -80,7 +81,7 @@ fn picks(house: &House) -> BTreeMap<String, u64> {
 
 #[test]
 fn what_one_router_gave_counts_at_the_other_until_it_dies() {
-    let (mut house, _) = up(2, 4, SLOW_DECODE);
+    let (mut house, _) = up(2, 4, REAL);
     let second = Second::start(&house);
     eventually("they know of each other", || {
         second.metric("cgn_router_worker_other_routers{") == 2.0
@@ -107,6 +108,44 @@ fn what_one_router_gave_counts_at_the_other_until_it_dies() {
     println!("the first is dead: {landed:?}");
     assert!(landed.get(&busy).is_some_and(|count| *count > OFF_MAX), "{landed:?}");
     drop(second.process);
+}
+
+#[test]
+fn an_agent_adds_up_what_routers_say_and_leaves_who_lies() {
+    // An engine without KV events is shared as well. The house's own router is one more.
+    let (house, engines) = up(1, 4, &format!("{FAST}, \"--mimic\", \"llama_cpp\""));
+    let worker = engines[0].worker.as_str();
+    let load = |inflight| Load { inflight, waiting: 1, queued_us: 9_000 };
+    let (mut one, mut two) = (FakeRouter::greet(&house), FakeRouter::greet(&house));
+    one.tell("n/nobody/0", load(7));
+    one.tell(worker, load(3));
+    two.hears_of(worker, load(3), 2);
+    two.tell(worker, load(4));
+    one.hears_of(worker, load(4), 2);
+    let mut three = FakeRouter::greet(&house);
+    three.hears_of(worker, Load { inflight: 7, waiting: 2, queued_us: 18_000 }, 3);
+    eventually("the house's router hears of all of them", || {
+        house.metric("cgn_router_worker_inflight_others_requests{") == 7.0
+    });
+    drop(three);
+
+    // More wait than are there; and what it said before counts no more.
+    let mut lie = encode(&ToAgent::Load { worker: worker.to_owned(), load: load(1) });
+    let at = lie.len() - 3;
+    assert_eq!(lie[at], 1);
+    lie[at] = 2;
+    one.say_bytes(&lie);
+    while one.hear().is_some() {}
+    two.hears_of(worker, Load::default(), 1);
+    drop(two);
+
+    let mut rude = FakeRouter::dial(&house);
+    rude.tell(worker, load(3));
+    assert_eq!(rude.hear(), None, "it said no hello");
+    eventually("nobody else is left", || {
+        house.metric("cgn_router_worker_other_routers{") == 0.0
+            && house.metric("cgn_router_worker_inflight_others_requests{") == 0.0
+    });
 }
 
 /// One request of a measured load.
@@ -180,7 +219,7 @@ fn how_evenly_two_routers_spread_bursts_with_and_without_sharing() {
     // Without KV events, so that nothing differs but whether an agent listens.
     let (mut house, _) = up(ENGINES, 4, "\"--speedup-ratio\", \"1\", \"--mimic\", \"llama_cpp\"");
     let second = Second::start(&house);
-    let routers = [house.http(), second.http];
+    let (one, two) = ([house.http(); 2], [house.http(), second.http]);
     let config = house.dir.path().join("cgn-agent.toml");
     let shared = std::fs::read_to_string(&config).unwrap();
     let alone: String = shared
@@ -189,7 +228,8 @@ fn how_evenly_two_routers_spread_bursts_with_and_without_sharing() {
         .flat_map(|line| [line, "\n"])
         .collect();
     for round in 0..3 {
-        for (name, text, heard) in [("shared", &shared, 4.0), ("alone", &alone, 0.0)] {
+        let runs = [("one", &shared, 4.0), ("shared", &shared, 4.0), ("alone", &alone, 0.0)];
+        for ((name, text, heard), routers) in runs.into_iter().zip([one, two, two]) {
             house.agent = None;
             std::fs::write(&config, text).unwrap();
             house.agent = Some(house.process("cgn-agent"));
