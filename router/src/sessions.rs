@@ -8,7 +8,7 @@
 //!
 //! It decides nothing: how much a preference is worth is [`dataplane::route::pick`]'s.
 
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Sessions that share a bucket, a lock and its 136 bytes.
@@ -46,9 +46,7 @@ impl Sessions {
 
     /// The key of session `name`, which another tenant's or another model's of that name does not have.
     pub fn key(&self, tenant: &str, model: &str, name: &[u8]) -> SessionKey {
-        let mut hasher = self.hasher.build_hasher();
-        (tenant, model, name).hash(&mut hasher);
-        SessionKey(hasher.finish().max(1))
+        SessionKey(self.hasher.hash_one((tenant, model, name)).max(1))
     }
 
     /// The number of the worker that session was at.

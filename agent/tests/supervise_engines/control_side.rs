@@ -168,16 +168,16 @@ impl Control for Seat {
         Err(Status::unimplemented("for operators"))
     }
 
-    async fn get_route_weights(
+    async fn set_route_weights(
         &self,
-        _: Request<GetRouteWeightsRequest>,
+        _: Request<SetRouteWeightsRequest>,
     ) -> Result<Response<RouteWeights>, Status> {
         Err(Status::unimplemented("for operators"))
     }
 
-    async fn set_route_weights(
+    async fn get_route_weights(
         &self,
-        _: Request<SetRouteWeightsRequest>,
+        _: Request<GetRouteWeightsRequest>,
     ) -> Result<Response<RouteWeights>, Status> {
         Err(Status::unimplemented("for operators"))
     }

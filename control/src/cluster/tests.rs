@@ -171,6 +171,7 @@ fn a_restart_remembers_all_but_who_is_attached() {
         placement: before.placement().clone(),
         revision: before.revision(),
         nodes: nodes.map(|(report, seen_ms)| (report.clone(), seen_ms)).collect(),
+        weights: None,
     };
     let mut after = Cluster::restore(LIMITS, remembered, 1_000_000);
     assert_eq!(states(&after), [("n1/sim/0", WorkerState::NotReady)]);
@@ -283,4 +284,16 @@ proptest! {
             prop_assert!(cluster.nodes.len() <= LIMITS.nodes_max);
         }
     }
+}
+
+#[test]
+fn weights_are_part_of_the_picture_and_the_same_again_are_no_news() {
+    let mut cluster = Cluster::restore(LIMITS, Remembered::default(), 0);
+    let before = cluster.snapshot().version;
+    let weights = Some(ScoreWeights::default());
+    assert_eq!(cluster.set_weights(weights, 1), Changes { desired: false, snapshot: true });
+    assert_eq!((cluster.snapshot().version, cluster.snapshot().weights), (before + 1, weights));
+    assert_eq!(cluster.set_weights(weights, 2), Changes::default());
+    assert!(cluster.set_weights(None, 3).snapshot);
+    assert_eq!((cluster.snapshot().version, cluster.snapshot().weights), (before + 2, None));
 }
