@@ -25,6 +25,7 @@ use router::overlap;
 use router::record::Recorder;
 use router::shard::{Shard, Shared};
 use router::stats::Stats;
+use router::steering::{self, Steering};
 use router::tokenize::Prefix;
 use router::tokenizer::joined;
 use router::tokenizer::shelf::Shelf;
@@ -81,7 +82,7 @@ impl Case {
         let mut numbers = vec![WorkerNumber(0); self.workers as usize];
         for (number, view) in numbers.iter_mut().zip(&cluster.view().models["m"].workers) {
             *number = WorkerNumber(view.life.cache.number());
-            view.life.feed.hear(Known::Whole, BLOCK_TOKENS as u32, self.shard.now_ms());
+            view.life.feed.hear(Known::Whole, BLOCK_TOKENS as u32, (1, 1), self.shard.now_ms());
         }
         let blocks = self.tokens / BLOCK_TOKENS as u32;
         // Engines hold the system prompts they ever saw.
@@ -123,14 +124,14 @@ impl Case {
         let shard = &self.shard;
         let view = shard.cluster.view().clone();
         let model = &view.models["m"];
-        let rules = candidates::rules(&view);
+        let rules = steering::rules(&shard.cluster, &view, &Steering::default()).0;
         let mut times: [Vec<f64>; 5] = Default::default();
         for request in 0..DECISIONS as u64 {
             if request % 256 == 0 {
                 shard.strike(Instant::now());
                 let now_ms = shard.now_ms();
                 for view in &model.workers {
-                    view.life.feed.hear(Known::Whole, BLOCK_TOKENS as u32, now_ms);
+                    view.life.feed.hear(Known::Whole, BLOCK_TOKENS as u32, (1, 1), now_ms);
                 }
             }
             let pieces = self.pieces(request);
@@ -173,7 +174,7 @@ fn decide(
     let digests = joined(pieces.iter().map(|piece| &**piece));
     let prefix = Prefix::of_tokens(digests, tokens, 0, BLOCK_TOKENS);
     let named = Instant::now();
-    let request = candidates::request(shard, &prefix);
+    let request = candidates::request(shard, model, &prefix, &Steering::default());
     let (candidates, overlaps) = gather(shard, model, Endpoint::Chat, &prefix, &Tried::default());
     let matched = Instant::now();
     let picked = pick::worker(&candidates, &request, rules, shard.next_id()).expect("a worker");
@@ -212,6 +213,7 @@ fn shard(workers: u32) -> Rc<Shard> {
         exports: false,
         outbox: Arc::new(Outbox::new(1)),
         access: None,
+        decisions: None,
         lines: None,
         address: String::new(),
         port: 0,
@@ -234,6 +236,7 @@ fn worker(number: u32) -> Worker {
         epoch: 1,
         power_watts: Some(300.0 + number as f32 % 97.0),
         running_requests: None,
+        kv_events: true,
         kv_feed: Some("127.0.0.1:1".to_owned()),
         kv_block_tokens: BLOCK_TOKENS as u32,
         model_files: None,
