@@ -158,7 +158,7 @@ struct Served {
 const BURSTS: usize = 40;
 const BURST: usize = 5;
 /// Between two bursts, which come to the routers in turn.
-const BETWEEN: Duration = Duration::from_millis(300);
+const BETWEEN: Duration = Duration::from_millis(450);
 
 /// The routers get bursts in turn; two of five requests are long.
 fn bursts(routers: [SocketAddr; 2], run: usize) -> Vec<Served> {
@@ -217,7 +217,7 @@ fn latency_ms(served: &[Served]) -> [f64; 2] {
 fn how_evenly_two_routers_spread_bursts_with_and_without_sharing() {
     const ENGINES: u32 = 4;
     // Without KV events, so that nothing differs but whether an agent listens.
-    let (mut house, _) = up(ENGINES, 4, "\"--speedup-ratio\", \"1\", \"--mimic\", \"llama_cpp\"");
+    let (mut house, _) = up(ENGINES, 2, "\"--speedup-ratio\", \"1\", \"--mimic\", \"llama_cpp\"");
     let second = Second::start(&house);
     let (one, two) = ([house.http(); 2], [house.http(), second.http]);
     let config = house.dir.path().join("cgn-agent.toml");
