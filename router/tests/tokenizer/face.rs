@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dataplane::wire::{
-    Capability, Decoder, EngineKind, FromPlane, Snapshot, ToPlane, Worker, WorkerState, encode,
+    Capability, Decoder, EngineKind, Explanation, FromPlane, Snapshot, ToPlane, Worker,
+    WorkerState, encode,
 };
 use router::openai::Endpoint;
 use router::parse::json_call;
@@ -174,10 +175,20 @@ fn files_that_cannot_be_used_stop_the_start() {
 
 /// A router that control has told of one worker, and control's end of the connection.
 fn told(folder: &Path, engine: &Engine, model_files: &Path) -> (Router, Control) {
+    told_checking(folder, engine, model_files, 0.0)
+}
+
+/// The same; a share of the prompts is tokenized by the engine as well.
+fn told_checking(
+    folder: &Path,
+    engine: &Engine,
+    model_files: &Path,
+    share: f64,
+) -> (Router, Control) {
     let socket = folder.join("control.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let keys = format!(
-        "control_socket = \"{}\"\n[router.kv]\ntokenize_check_share = 0.0\n",
+        "control_socket = \"{}\"\n[router.kv]\ntokenize_check_share = {share:?}\n",
         socket.display()
     );
     let router = Router::spawn(&keys, "");
@@ -219,6 +230,16 @@ impl Control {
         self.stream.write_all(&encode(message).unwrap()).unwrap();
     }
 
+    /// Asks why that request goes where it goes.
+    fn explain(&mut self, body: &str) -> Explanation {
+        let (path, body) = (CHAT.to_owned(), body.to_owned());
+        self.send(&ToPlane::Explain { id: 9, path, body, weights: None, temperature: None });
+        match self.receive() {
+            FromPlane::Explained { id: 9, result: Ok(explanation) } => explanation,
+            other => panic!("no answer to the question: {other:?}"),
+        }
+    }
+
     fn receive(&mut self) -> FromPlane {
         loop {
             if let Some(message) = self.decoder.poll_message().unwrap() {
@@ -245,16 +266,8 @@ fn a_workers_files_are_used_and_explain_says_exact_tokens() {
         exact() > 0.0
     });
     let asked = asked_to_tokenize(&engine);
-    control.send(&ToPlane::Explain {
-        id: 9,
-        path: CHAT.to_owned(),
-        body: body.clone(),
-        weights: None,
-        temperature: None,
-    });
-    let FromPlane::Explained { id: 9, result: Ok(explanation) } = control.receive() else {
-        panic!("no answer to the question");
-    };
+    let explanation = control.explain(&body);
+    assert_eq!(explanation.tokenizer, "files");
     let tokenizer = ModelTokenizer::load(folder.path()).unwrap();
     let call = json_call(Endpoint::Chat, body.as_bytes()).unwrap();
     let text = tokenizer.text(EngineKind::Vllm, &call, &body, 0).unwrap();
@@ -262,6 +275,21 @@ fn a_workers_files_are_used_and_explain_says_exact_tokens() {
     assert_eq!((explanation.unit.as_str(), explanation.prompt_tokens), ("tokens", tokens));
     assert_eq!(explanation.prompt_blocks, tokens / 16);
     assert_eq!(asked_to_tokenize(&engine), asked);
+}
+
+#[test]
+fn explain_says_when_the_files_are_distrusted() {
+    let folder = models::small();
+    // Other tokens than the files give.
+    let engine = vllm(|_| (0..64).collect());
+    let (router, mut control) = told_checking(folder.path(), &engine, folder.path(), 1.0);
+    let body = body(&[("user", "what ".repeat(100))]);
+    wait_for("they are compared", || {
+        router.client().post(CHAT, "", &body);
+        router.metric("cgn_router_tokenizer_checks_total{result=\"different\"}") > 0.0
+    });
+    wait_for("they are distrusted", || control.explain(&body).tokenizer == "distrusted");
+    assert_eq!(control.explain(&body).unit, "tokens", "the engine makes them");
 }
 
 #[test]
