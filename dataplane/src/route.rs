@@ -8,6 +8,7 @@
 //! * [`speeds`]: what tokens cost in milliseconds, computed or fetched.
 //! * [`pick`]: the decision, and the table of its terms.
 //! * [`decision`]: all of one decision as a line of the decision log, to be made again from it.
+//! * [`worker_cache`]: how much of one worker's cache is believed to be full.
 //! * [`exact`]: floats in JSON that come back bit for bit.
 //!
 //! No I/O and no clock: candidates, time and randomness come in as arguments.
@@ -21,3 +22,4 @@ pub mod pick;
 pub mod predictions;
 pub mod share;
 pub mod speeds;
+pub mod worker_cache;

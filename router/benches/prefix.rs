@@ -7,7 +7,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use dataplane::digest::{Unit, of_text, seed};
-use router::index::{PrefixIndex, WorkerCache};
+use dataplane::route::worker_cache::WorkerCache;
+use router::index::PrefixIndex;
 
 /// As the router's defaults.
 const BLOCK_BYTES: usize = 512;

@@ -18,15 +18,13 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::digest::Digest;
 use dataplane::route::holders::{Cursor, Holder, Holders};
+use dataplane::route::worker_cache::WorkerCache;
 use foldhash::fast::RandomState;
 
-pub use self::worker_cache::{WORKER_BLOCKS_MIN, WorkerCache};
 
-mod worker_cache;
 
 /// Locks over the map; a lookup holds one for the time of one probe.
 const STRIPES: usize = 64;
@@ -114,7 +112,7 @@ impl PrefixIndex {
             let holders = stripe.get(&digest);
             let mut cursor = Cursor::default();
             for search in &mut open {
-                let number = search.cache.number;
+                let number = search.cache.number();
                 let used_at = holders.and_then(|holders| holders.next_at(number, &mut cursor));
                 let age_blocks = used_at.and_then(|used_at| search.cache.age_if_believed(used_at));
                 search.learn(probe, age_blocks);
@@ -138,7 +136,7 @@ impl PrefixIndex {
         let mut cursor = Cursor::default();
         let search = |(at, worker): (usize, &Option<&'a WorkerCache>)| {
             let cache = (*worker)?;
-            let used_at = holders.next_at(cache.number, &mut cursor)?;
+            let used_at = holders.next_at(cache.number(), &mut cursor)?;
             let age_blocks = cache.age_if_believed(used_at)?;
             Some(Search { at, cache, low: 1, high: digests.len(), age_blocks })
         };
@@ -148,9 +146,8 @@ impl PrefixIndex {
     /// Counts `digests` as used at the worker now; `matched` says which were believed to be there.
     pub fn insert(&self, digests: &[Digest], matched: Match, worker: &WorkerCache) {
         let (known, new) = digests.split_at(matched.blocks.min(digests.len()));
-        let added = new.len() as u64;
-        let used_at = worker.clock.fetch_add(added, Relaxed) + added;
-        let holder = Holder { worker: worker.number, used_at };
+        let used_at = worker.pass(new.len() as u64);
+        let holder = Holder { worker: worker.number(), used_at };
         for digest in new {
             self.note(digest.short(), holder, None);
         }
@@ -366,7 +363,7 @@ mod tests {
                 let tokens: Vec<u32> =
                     (0..length).map(|i| if i < 12 { root * 100 } else { tail }).collect();
                 let digests = chain(&tokens);
-                let now = worker.clock.load(Relaxed);
+                let now = worker.now();
                 let naive = |capacity: u64| {
                     let is_there = |digest: &&Digest| {
                         used_at.get(*digest).is_some_and(|at| now - at <= capacity)
@@ -377,7 +374,7 @@ mod tests {
                 prop_assert!(matched.blocks <= naive(capacity));
                 prop_assert!(matched.blocks >= naive(capacity - (1 << worker.epoch_log2())));
                 index.insert(&digests, matched, &worker);
-                let now = worker.clock.load(Relaxed);
+                let now = worker.now();
                 used_at.extend(digests.into_iter().map(|digest| (digest, now)));
             }
         }

@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::feed::Known;
 use dataplane::route::predictions::Asked;
+use dataplane::route::worker_cache::WorkerCache;
 
 use crate::cluster::{ModelView, WorkerView};
-use crate::index::{Match, WorkerCache};
+use crate::index::Match;
 use crate::shard::Shard;
 use crate::tokenize::{Cut, Prefix};
 
@@ -174,6 +175,9 @@ pub fn note(shard: &Shard, view: &WorkerView, prefix: &Prefix, overlap: &Overlap
         let told = prefix.digests.len().min(overlap.told as usize);
         let number = view.life.cache.number();
         shard.cluster.predictions.note(&prefix.digests[told..], number, shard.now_ms());
+        // Nothing is learned of it, but how full it is must be known of any.
+        let new = prefix.digests.len().saturating_sub(overlap.blocks[2] as usize);
+        view.life.cache.pass(new as u64);
     } else if !prefix.digests.is_empty() {
         shard.cluster.index.insert(&prefix.digests, overlap.matched, &view.life.cache);
     }

@@ -1,81 +1,156 @@
-//! What the router believes of the caches: events as they arrive, and what was just routed.
+//! What the router believes of the caches: its own index, told by events, and its own predictions.
 //!
-//! [`Belief`] is all that policies see, so that the router's own index can stand behind it; [`Mirror`] is
-//! the naive one, a map for each worker.
+//! Both are the router's parts, [`Index`] and [`PrefixIndex`], used as it uses them: a lookup of the
+//! prompt's digests in each, and the deeper answer counts. There is no text here to take digests of, so
+//! each of the trace's blocks gets one from its number: like a real one it names the block and all before.
 
-use super::cache::{BlockMap, Change};
+use dataplane::digest::{self, Digest, Unit};
+use dataplane::route::index::{
+    Depths, Index, Level, Limits, LimitsError, WORKERS_MAX, WorkerNumber,
+};
+use dataplane::route::learned::{Match, PrefixIndex, WorkerCache};
 
-/// Which worker holds how much of a prompt.
-pub trait Belief {
+use super::cache::Change;
+
+/// Blocks that were lately routed anywhere: the router's default.
+const PREDICTED_BLOCKS_MAX: usize = 1 << 20;
+
+/// The digests of a trace's blocks, by their number.
+pub fn digests(unique_blocks: usize) -> Vec<Digest> {
+    let seed = digest::seed(Unit::Tokens, "trace", "", "");
+    (0..unique_blocks as u64).map(|block| digest::chain(&seed, &block.to_le_bytes())).collect()
+}
+
+/// Which worker holds how much of a prompt, as far as the router can know.
+pub struct Belief<'a> {
+    digests: &'a [Digest],
+    told: Index,
+    predicted: PrefixIndex,
+    workers: Vec<WorkerCache>,
+    held_blocks: Vec<usize>,
+    /// Working memory of a lookup.
+    chain: Vec<Digest>,
+    found: Depths,
+    matches: Vec<Match>,
+}
+
+impl<'a> Belief<'a> {
+    /// Of so many workers with empty caches of `cache_blocks`; a prediction counts for `prediction_ms`.
+    ///
+    /// # Errors
+    /// More workers or blocks than an index may have.
+    pub fn new(
+        digests: &'a [Digest],
+        (workers, cache_blocks): (usize, usize),
+        prediction_ms: f64,
+        seed: u64,
+    ) -> Result<Self, LimitsError> {
+        let blocks_max = digests.len().min(workers.saturating_mul(cache_blocks)).max(1);
+        let numbers = 0..u32::try_from(workers.min(WORKERS_MAX)).unwrap_or(u32::MAX);
+        Ok(Belief {
+            digests,
+            told: Index::new(Limits { blocks_max, workers_max: workers }, seed)?,
+            predicted: PrefixIndex::new(PREDICTED_BLOCKS_MAX),
+            workers: numbers
+                .map(|number| WorkerCache::of_predictions(number, prediction_ms as u64))
+                .collect(),
+            held_blocks: vec![0; workers],
+            chain: Vec::new(),
+            found: Depths::new(),
+            matches: Vec::new(),
+        })
+    }
+
     /// For each worker, leading blocks believed to be there.
-    fn depths(&self, blocks: &[u32], now_ms: f64, depths: &mut Vec<usize>);
-    /// A change of a worker's cache, in its order.
-    fn apply(&mut self, worker: usize, change: Change);
-    /// Counts a prompt as present until `until_ms`, whatever events say.
-    fn predict(&mut self, worker: usize, blocks: &[u32], until_ms: f64);
-    /// Blocks that events say are there.
-    fn held_blocks(&self, worker: usize) -> usize;
-}
-
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    held: bool,
-    until_ms: f64,
-}
-
-#[derive(Default)]
-struct Worker {
-    entries: BlockMap<Entry>,
-    held_blocks: usize,
-}
-
-/// The naive belief.
-pub struct Mirror {
-    workers: Vec<Worker>,
-}
-
-impl Mirror {
-    /// Of so many workers with empty caches.
-    pub fn new(workers: usize) -> Self {
-        Mirror { workers: (0..workers).map(|_| Worker::default()).collect() }
-    }
-}
-
-impl Belief for Mirror {
-    fn depths(&self, blocks: &[u32], now_ms: f64, depths: &mut Vec<usize>) {
+    pub fn depths(&mut self, blocks: &[u32], now_ms: f64, depths: &mut Vec<usize>) {
+        self.chain.clear();
+        self.chain.extend(blocks.iter().map(|block| self.digests[*block as usize]));
+        for worker in &self.workers {
+            worker.advance_to(now_ms as u64);
+        }
+        let asked: Vec<_> = self.workers.iter().map(Some).collect();
+        self.matches = self.predicted.depths(&self.chain, &asked);
         depths.clear();
-        depths.extend(self.workers.iter().map(|worker| {
-            // A block is never there without those before it, so the end can be searched for.
-            blocks.partition_point(|block| {
-                worker.entries.get(block).is_some_and(|entry| entry.held || entry.until_ms > now_ms)
-            })
-        }));
+        depths.extend(self.matches.iter().map(|matched| matched.blocks));
+        self.told.lookup(&self.chain, &mut self.found);
+        for told in self.found.workers() {
+            let depth = &mut depths[told.worker.0 as usize];
+            *depth = (*depth).max(told.at(Level::Gpu) as usize);
+        }
     }
 
-    fn apply(&mut self, worker: usize, change: Change) {
-        let worker = &mut self.workers[worker];
+    /// The prompt last asked for goes to `worker` now.
+    pub fn predict(&mut self, worker: usize) {
+        self.predicted.insert(&self.chain, self.matches[worker], &self.workers[worker]);
+    }
+
+    /// A change of a worker's cache arrives, in its order.
+    pub fn learn(&mut self, worker: usize, change: Change) {
+        let number = WorkerNumber(self.workers[worker].number());
         match change {
             Change::Stored(block) => {
-                let entry = worker.entries.entry(block).or_default();
-                worker.held_blocks += usize::from(!entry.held);
-                *entry = Entry { held: true, until_ms: 0.0 };
+                let digest = self.digests[block as usize].short();
+                self.told.set(number, Level::Gpu, &[digest]);
+                self.held_blocks[worker] += 1;
             }
             Change::Removed(block) => {
-                if let Some(entry) = worker.entries.remove(&block) {
-                    worker.held_blocks -= usize::from(entry.held);
-                }
+                let digest = self.digests[block as usize].short();
+                self.told.remove(number, &[digest]);
+                self.predicted.deny(&[digest], &self.workers[worker]);
+                self.held_blocks[worker] -= 1;
             }
         }
     }
 
-    fn predict(&mut self, worker: usize, blocks: &[u32], until_ms: f64) {
-        for block in blocks {
-            let entry = self.workers[worker].entries.entry(*block).or_default();
-            entry.until_ms = entry.until_ms.max(until_ms);
-        }
+    /// Blocks that events say are there.
+    pub fn held_blocks(&self, worker: usize) -> usize {
+        self.held_blocks[worker]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::cache::Cache;
+    use super::*;
+
+    #[test]
+    fn what_was_routed_counts_until_its_time_is_over_or_the_engine_says_otherwise() {
+        let digests = digests(10);
+        let mut belief = Belief::new(&digests, (2, 4), 1_000.0, 1).unwrap();
+        let mut depths = Vec::new();
+        belief.depths(&[1, 2, 3], 5_000.0, &mut depths);
+        belief.predict(1);
+        belief.depths(&[1, 2, 9], 6_000.0, &mut depths);
+        assert_eq!(depths, [0, 2]);
+        belief.learn(1, Change::Stored(1));
+        belief.depths(&[1, 2, 3], 7_000.0, &mut depths);
+        assert_eq!(depths, [0, 1], "only what was confirmed");
+        belief.learn(1, Change::Removed(1));
+        belief.depths(&[1, 2, 3], 7_000.0, &mut depths);
+        assert_eq!((depths, belief.held_blocks(1)), (vec![0, 0], 0));
     }
 
-    fn held_blocks(&self, worker: usize) -> usize {
-        self.workers[worker].held_blocks
+    proptest! {
+        /// Without predictions, what is believed once all events came is what the caches hold.
+        #[test]
+        fn told_all_it_is_what_the_caches_hold(
+            uses in prop::collection::vec((0usize..3, 0u32..4, 1u32..9), 1..60),
+            asked in (0u32..4, 1u32..9), capacity in 1usize..20,
+        ) {
+            let digests = digests(40);
+            let blocks = |root: u32, length: u32| -> Vec<u32> { (0..length).map(|at| root * 10 + at).collect() };
+            let mut belief = Belief::new(&digests, (3, capacity), 1.0, 7).unwrap();
+            let mut caches: Vec<Cache> = (0..3).map(|_| Cache::new(capacity)).collect();
+            for (worker, root, length) in uses {
+                caches[worker].use_all(&blocks(root, length), |change| belief.learn(worker, change));
+            }
+            let mut depths = Vec::new();
+            belief.depths(&blocks(asked.0, asked.1), 0.0, &mut depths);
+            let held: Vec<usize> =
+                caches.iter().map(|cache| cache.depth(&blocks(asked.0, asked.1))).collect();
+            prop_assert_eq!(depths, held);
+        }
     }
 }

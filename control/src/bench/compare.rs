@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dataplane::route::index::LimitsError;
 use serde::Serialize;
 
 use super::outcome::Outcome;
@@ -47,12 +48,15 @@ pub struct Comparison {
 
 /// Runs each policy; `setup.policy` does not matter. `progress` is told how many requests are done, over
 /// all policies.
+///
+/// # Errors
+/// More workers or blocks than the router's index may have.
 pub fn run(
     trace: &Trace,
     setup: &Setup,
     policies: &[Policy],
     mut progress: impl FnMut(usize, Policy),
-) -> Comparison {
+) -> Result<Comparison, LimitsError> {
     let pooled = Pooled::of(trace, setup.cache_blocks.saturating_mul(setup.workers), &setup.model);
     let requests = trace.requests().len();
     let mut rows = BTreeMap::new();
@@ -60,7 +64,7 @@ pub fn run(
         let setup = Setup { policy, ..*setup };
         let outcome = replay::run(trace, &pooled, &setup, |done| {
             progress(at * requests + done, policy);
-        });
+        })?;
         let row = Row {
             outcome,
             ideal_hit_ratio: pooled.ideal_hit_ratio,
@@ -68,7 +72,7 @@ pub fn run(
         };
         rows.insert(policy.as_str(), row);
     }
-    Comparison {
+    Ok(Comparison {
         requests,
         unique_blocks: trace.unique_blocks(),
         workers: setup.workers,
@@ -78,5 +82,5 @@ pub fn run(
         peer_fetch: setup.model.peer_fetch,
         time_compressed_by: 1.0 / pooled.compression(trace, setup).max(1e-12),
         policies: rows,
-    }
+    })
 }

@@ -201,7 +201,7 @@ mod tests {
             model: Model::default(),
             rules: dataplane::route::pick::Rules::default(),
         };
-        let page = html(&compare::run(&trace, &setup, &Policy::ALL, |_, _| {}));
+        let page = html(&compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap());
         for policy in Policy::ALL {
             assert!(page.contains(policy.as_str()));
         }

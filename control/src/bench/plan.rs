@@ -10,6 +10,7 @@
 //! Time is not compressed: the trace's own rate, or that times a factor, is what must be served. What is
 //! searched is small and each run takes well under a second, so every point is tried, fewest workers first.
 
+use dataplane::route::index::LimitsError;
 use dataplane::wire::ScoreWeights;
 use serde::Serialize;
 
@@ -90,12 +91,15 @@ pub struct Plan {
 }
 
 /// Searches. `setup` gives cache, seed and model; `progress` is told how many workers are being tried.
+///
+/// # Errors
+/// More workers or blocks than the router's index may have.
 pub fn search(
     trace: &Trace,
     setup: &Setup,
     target: &Target,
     mut progress: impl FnMut(usize),
-) -> Plan {
+) -> Result<Plan, LimitsError> {
     let (mut tried, mut best) = (Vec::new(), None);
     let workers_max = target.workers_max.min(WORKERS_MAX);
     let mut workers = least_workers(trace, setup, target).min(workers_max);
@@ -104,14 +108,14 @@ pub fn search(
         let from = tried.len();
         for topology in topologies(trace, &setup.model, target, workers) {
             for weights in WEIGHTS {
-                tried.push(try_point(trace, setup, target, (workers, topology), weights));
+                tried.push(try_point(trace, setup, target, (workers, topology), weights)?);
             }
         }
         let by_time = |a: &&Point, b: &&Point| a.ttft_ms.total_cmp(&b.ttft_ms);
         best = tried[from..].iter().filter(|point| point.meets).min_by(by_time).cloned();
         workers += 1;
     }
-    Plan { best, tried }
+    Ok(Plan { best, tried })
 }
 
 /// Fewer cannot keep up even with one endless cache.
@@ -150,7 +154,7 @@ fn try_point(
     target: &Target,
     (workers, topology): (usize, Topology),
     (name, weights): (&'static str, ScoreWeights),
-) -> Point {
+) -> Result<Point, LimitsError> {
     let mut model = setup.model;
     let prefilling = match topology {
         Topology::Aggregated => workers,
@@ -161,11 +165,11 @@ fn try_point(
     };
     let rules = dataplane::route::pick::Rules { weights, ..setup.rules };
     let setup = Setup { policy: Policy::Cognitora, workers: prefilling, model, rules, ..*setup };
-    let outcome = replay::run_at(trace, &setup, 1.0 / target.rate, |_| {});
+    let outcome = replay::run_at(trace, &setup, 1.0 / target.rate, |_| {})?;
     let ttft_ms = super::outcome::quantile(&outcome.curves.ttft_ms, target.share);
     let Outcome { ttft_mean_ms, hit_ratio, .. } = outcome;
     let meets = ttft_ms <= target.ttft_ms;
-    Point { workers, topology, weights: name, ttft_ms, ttft_mean_ms, hit_ratio, meets }
+    Ok(Point { workers, topology, weights: name, ttft_ms, ttft_mean_ms, hit_ratio, meets })
 }
 
 #[cfg(test)]
@@ -185,7 +189,7 @@ mod tests {
             rules: dataplane::route::pick::Rules::default(),
         };
         let target = Target { ttft_ms, share: 0.99, workers_max: 12, rate };
-        search(&trace, &setup, &target, |_| {})
+        search(&trace, &setup, &target, |_| {}).unwrap()
     }
 
     #[test]

@@ -3,14 +3,17 @@
 //! All of them see what a router sees: what it routed itself, first and last tokens as they come, and
 //! events of the caches after their delay. None sees the engines.
 
-use dataplane::route::backlog::Backlog;
+use dataplane::digest::Digest;
+use dataplane::route::backlog::Line;
+use dataplane::route::index::LimitsError;
 use dataplane::route::pick::{self, Candidate, Rules, shuffle};
 use dataplane::route::speeds::Held;
 
-use super::belief::{Belief, Mirror};
+use super::belief::Belief;
 use super::cache::Change;
 use super::dynamo::Dynamo;
 use super::engine::Model;
+use super::replay::Setup;
 use super::trace::{Request, Trace};
 
 /// Who decides.
@@ -48,23 +51,28 @@ impl Policy {
             Policy::Dynamo => "dynamo",
         }
     }
+
+    /// Whether it matters to it which worker holds what.
+    pub fn looks_at_prefixes(self) -> bool {
+        matches!(self, Policy::Cognitora | Policy::Dynamo)
+    }
 }
 
 /// Tokens by which [`Policy::ConsistentHash`] tells conversations apart.
 const HASH_TOKENS: u32 = 1_024;
 
 /// What the router counts of one worker.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seat {
     inflight: u32,
-    backlog: Backlog,
+    line: Line,
     picked: u64,
 }
 
 /// What was promised for one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Promise {
-    given_ms: f64,
+    prefill_us: u64,
     new_tokens: u64,
 }
 
@@ -79,23 +87,30 @@ pub struct Router<'a> {
     seed: u64,
     seats: Vec<Seat>,
     promises: Vec<Promise>,
-    belief: Mirror,
+    /// Of policies that look at prefixes.
+    belief: Option<Belief<'a>>,
     dynamo: Dynamo,
     candidates: Vec<Candidate>,
     depths: Vec<usize>,
 }
 
 impl<'a> Router<'a> {
-    /// Knows nothing yet.
+    /// Knows nothing yet. `digests` are those of the trace's blocks.
+    ///
+    /// # Errors
+    /// More workers or blocks than the index may have.
     pub fn new(
-        policy: Policy,
         trace: &'a Trace,
-        model: Model,
-        rules: Rules,
-        (workers, cache_blocks): (usize, usize),
-        seed: u64,
-    ) -> Self {
-        Router {
+        digests: &'a [Digest],
+        setup: &Setup,
+    ) -> Result<Self, LimitsError> {
+        let Setup { policy, workers, cache_blocks, seed, model, rules, .. } = *setup;
+        let sizes = (workers, cache_blocks);
+        let belief = match policy.looks_at_prefixes() {
+            true => Some(Belief::new(digests, sizes, model.prediction_ms, seed)?),
+            false => None,
+        };
+        Ok(Router {
             policy,
             trace,
             model,
@@ -105,15 +120,11 @@ impl<'a> Router<'a> {
             seed,
             seats: vec![Seat::default(); workers],
             promises: vec![Promise::default(); trace.requests().len()],
-            belief: Mirror::new(workers),
+            belief,
             dynamo: Dynamo::new(workers, trace.block_tokens()),
             candidates: Vec::with_capacity(workers),
             depths: Vec::with_capacity(workers),
-        }
-    }
-
-    fn believes(&self) -> bool {
-        matches!(self.policy, Policy::Cognitora | Policy::Dynamo)
+        })
     }
 
     /// Decides, and counts on it.
@@ -121,11 +132,9 @@ impl<'a> Router<'a> {
         let trace = self.trace;
         let request = &trace.requests()[number];
         let blocks = trace.blocks_of(request);
-        if self.believes() {
-            self.belief.depths(blocks, now_ms, &mut self.depths);
-        } else {
-            self.depths.clear();
-            self.depths.resize(self.seats.len(), 0);
+        match &mut self.belief {
+            Some(belief) => belief.depths(blocks, now_ms, &mut self.depths),
+            None => self.depths.resize(self.seats.len(), 0),
         }
         let seed = shuffle(self.seed ^ shuffle(number as u64));
         let worker = match self.policy {
@@ -157,12 +166,13 @@ impl<'a> Router<'a> {
         for (at, seat) in self.seats.iter().enumerate() {
             let gpu_tokens = tokens(self.depths[at]);
             let peer_tokens = if self.model.peer_fetch { tokens(best) - gpu_tokens } else { 0 };
-            let held = self.belief.held_blocks(at) as f64 / self.cache_blocks as f64;
+            let held_blocks = self.belief.as_ref().map_or(0, |belief| belief.held_blocks(at));
+            let held = held_blocks as f64 / self.cache_blocks as f64;
             self.candidates.push(Candidate {
                 excluded: None,
                 held: Held { gpu_tokens, peer_tokens, ..Held::default() },
-                queued_ms: seat.backlog.left_ms(now_ms),
-                decoding: seat.inflight - seat.backlog.waiting,
+                queued_ms: seat.line.backlog().left_ms(now_ms),
+                decoding: seat.inflight - seat.line.waiting(),
                 inflight: seat.inflight,
                 slots: self.slots,
                 picked: seat.picked,
@@ -181,14 +191,15 @@ impl<'a> Router<'a> {
         let blocks = trace.blocks_of(request);
         let cached = trace.tokens_in(request, self.depths[worker]);
         let whole = u64::from(request.prompt_tokens);
-        let mut promise = Promise { given_ms: 0.0, new_tokens: whole.saturating_sub(cached) };
+        let mut promise = Promise { prefill_us: 0, new_tokens: whole.saturating_sub(cached) };
         match self.policy {
             Policy::Cognitora => {
-                promise.given_ms = match self.candidates.get(worker) {
-                    Some(candidate) => self.rules.speeds.price(&candidate.held, whole).compute_ms,
-                    None => 0.0,
-                };
-                self.belief.predict(worker, blocks, now_ms + self.model.prediction_ms);
+                let price = |at: &Candidate| self.rules.speeds.price(&at.held, whole);
+                let compute_ms = self.candidates.get(worker).map_or(0.0, |at| price(at).compute_ms);
+                promise.prefill_us = (compute_ms * 1_000.0) as u64;
+                if let Some(belief) = &mut self.belief {
+                    belief.predict(worker);
+                }
             }
             Policy::Dynamo => self.dynamo.add(worker, promise.new_tokens, blocks),
             _ => {}
@@ -196,14 +207,14 @@ impl<'a> Router<'a> {
         let seat = &mut self.seats[worker];
         seat.inflight += 1;
         seat.picked += 1;
-        seat.backlog.give(now_ms, promise.given_ms);
+        seat.line.give(now_ms as u64, promise.prefill_us);
         self.promises[number] = promise;
     }
 
     /// The first token came.
     pub fn first_token(&mut self, now_ms: f64, number: usize, worker: usize) {
         let promise = self.promises[number];
-        self.seats[worker].backlog.take(now_ms, promise.given_ms);
+        self.seats[worker].line.take(now_ms as u64, promise.prefill_us);
         if self.policy == Policy::Dynamo {
             self.dynamo.prefilled(worker, promise.new_tokens);
         }
@@ -220,8 +231,8 @@ impl<'a> Router<'a> {
 
     /// An event came.
     pub fn learn(&mut self, worker: usize, change: Change) {
-        if self.believes() {
-            self.belief.apply(worker, change);
+        if let Some(belief) = &mut self.belief {
+            belief.learn(worker, change);
         }
     }
 }

@@ -4,8 +4,10 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
+use dataplane::route::index::LimitsError;
 use dataplane::route::pick::Rules;
 
+use super::belief;
 use super::cache::Change;
 use super::engine::{Engine, Fetch, Model};
 use super::outcome::{Outcome, Tally};
@@ -84,33 +86,39 @@ struct Replay<'a> {
 /// Runs the whole trace; `progress` is told now and then how many requests have arrived.
 ///
 /// Time is compressed so that the work fills `setup.load` of the workers.
-pub fn run(trace: &Trace, pooled: &Pooled, setup: &Setup, progress: impl FnMut(usize)) -> Outcome {
+///
+/// # Errors
+/// More workers or blocks than the router's index may have.
+pub fn run(
+    trace: &Trace,
+    pooled: &Pooled,
+    setup: &Setup,
+    progress: impl FnMut(usize),
+) -> Result<Outcome, LimitsError> {
     run_at(trace, setup, pooled.compression(trace, setup), progress)
 }
 
 /// As [`run`], with the trace's times multiplied by `stretch`.
+///
+/// # Errors
+/// As [`run`].
 pub fn run_at(
     trace: &Trace,
     setup: &Setup,
     stretch: f64,
     mut progress: impl FnMut(usize),
-) -> Outcome {
+) -> Result<Outcome, LimitsError> {
     let requests = trace.requests();
     let start_ms = requests.first().map_or(0.0, |request| request.arrival_ms);
     let arrived_ms: Vec<f64> =
         requests.iter().map(|request| (request.arrival_ms - start_ms) * stretch).collect();
+    let named = if setup.policy.looks_at_prefixes() { trace.unique_blocks() } else { 0 };
+    let digests = belief::digests(named);
     let mut replay = Replay {
         trace,
         model: setup.model,
         engines: (0..setup.workers).map(|_| Engine::new(setup.cache_blocks)).collect(),
-        router: Router::new(
-            setup.policy,
-            trace,
-            setup.model,
-            setup.rules,
-            (setup.workers, setup.cache_blocks),
-            setup.seed,
-        ),
+        router: Router::new(trace, &digests, setup)?,
         events: BinaryHeap::new(),
         events_made: 0,
         under_way: VecDeque::new(),
@@ -128,7 +136,7 @@ pub fn run_at(
     replay.run_until(f64::INFINITY);
     progress(requests.len());
     let busy_ms = replay.engines.iter().map(Engine::busy_ms).collect();
-    replay.tally.finish(busy_ms)
+    Ok(replay.tally.finish(busy_ms))
 }
 
 /// Between two words on progress.

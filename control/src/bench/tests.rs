@@ -28,7 +28,7 @@ fn compared(trace: &Trace, load: f64, peer_fetch: bool) -> (Row, Row) {
         rules: Rules::default(),
     };
     let both = [Policy::Cognitora, Policy::Dynamo];
-    let Comparison { mut policies, .. } = compare::run(trace, &setup, &both, |_, _| {});
+    let Comparison { mut policies, .. } = compare::run(trace, &setup, &both, |_, _| {}).unwrap();
     (policies.remove("cognitora").unwrap(), policies.remove("dynamo").unwrap())
 }
 
@@ -86,7 +86,7 @@ fn one_worker_is_the_pooled_cache_whoever_decides() {
         model: Model::default(),
         rules: Rules::default(),
     };
-    let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {});
+    let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
     for (name, row) in &comparison.policies {
         let gap = (row.outcome.hit_ratio - row.ideal_hit_ratio).abs();
         assert!(gap < 1e-9, "{name}: {} {}", row.outcome.hit_ratio, row.ideal_hit_ratio);
@@ -110,7 +110,7 @@ proptest! {
         let model = Model { peer_fetch, ..Model::default() };
         let rules = Rules::default();
         let setup = Setup { policy: Policy::Cognitora, workers, cache_blocks, load, seed, model, rules };
-        let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {});
+        let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
         for row in comparison.policies.values() {
             let outcome = &row.outcome;
             prop_assert_eq!(outcome.curves.ttft_ms.len(), arrivals.len());

@@ -176,7 +176,8 @@ pub(super) fn replay(global: &Global, replay: &Replay) -> Result<(), Failure> {
     let mut progress = Progress::start(u32::try_from(steps).unwrap_or(u32::MAX));
     let comparison = compare::run(&trace, &setup, &policies, |done, policy| {
         progress.show(u32::try_from(done).unwrap_or(u32::MAX), policy.as_str());
-    });
+    })
+    .map_err(|error| Failure::Usage(error.to_string()))?;
     progress.finish();
     if let Some(file) = &replay.html {
         std::fs::write(file, page::html(&comparison)).map_err(|error| {
@@ -203,7 +204,8 @@ pub(super) fn plan(global: &Global, planned: &Planned) -> Result<(), Failure> {
     let mut progress = Progress::start(u32::try_from(*workers_max).unwrap_or(u32::MAX));
     let found = plan::search(&trace, &setup, &target, |workers| {
         progress.show(u32::try_from(workers).unwrap_or(u32::MAX), &format!("{workers} workers"));
-    });
+    })
+    .map_err(|error| Failure::Usage(error.to_string()))?;
     progress.finish();
     print(global.output, &found, render_plan)
 }

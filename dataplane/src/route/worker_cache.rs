@@ -1,7 +1,8 @@
 //! What is believed of one worker's KV cache: a clock of new blocks, and how many it keeps.
 //!
 //! A worker keeps what is younger than its capacity. The capacity starts at what the engine reports and
-//! follows the evidence of its answers. Which blocks were used when is kept by [`super::PrefixIndex`].
+//! follows the evidence of its answers. Which blocks were used when is kept by whoever learns of them; a
+//! worker whose engine tells of its blocks has its clock moved too, so that it is known how full it is.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -12,8 +13,8 @@ pub const WORKER_BLOCKS_MIN: u64 = 64;
 #[derive(Debug)]
 pub struct WorkerCache {
     /// The worker's number in the index; never used again for another worker.
-    pub(super) number: u32,
-    pub(super) clock: AtomicU64,
+    number: u32,
+    clock: AtomicU64,
     floor: AtomicU64,
     capacity: AtomicU64,
     capacity_max: u64,
@@ -42,6 +43,16 @@ impl WorkerCache {
         self.floor.store(self.clock.fetch_add(1, Relaxed) + 1, Relaxed);
     }
 
+    /// The time on its clock.
+    pub fn now(&self) -> u64 {
+        self.clock.load(Relaxed)
+    }
+
+    /// So many blocks are new to the worker. Gives the time after them.
+    pub fn pass(&self, blocks: u64) -> u64 {
+        self.clock.fetch_add(blocks, Relaxed) + blocks
+    }
+
     /// Share of the capacity not used yet, 0 to 1.
     pub fn free_share(&self) -> f64 {
         let used = self.clock.load(Relaxed).saturating_sub(self.floor.load(Relaxed));
@@ -54,7 +65,7 @@ impl WorkerCache {
     }
 
     /// The age of a block used at `used_at`, if it is believed to be there still.
-    pub(super) fn age_if_believed(&self, used_at: u64) -> Option<u64> {
+    pub fn age_if_believed(&self, used_at: u64) -> Option<u64> {
         let age = self.clock.load(Relaxed).saturating_sub(used_at);
         let is_there = used_at > self.floor.load(Relaxed) && age <= self.capacity.load(Relaxed);
         is_there.then_some(age)
@@ -62,7 +73,7 @@ impl WorkerCache {
 
     /// The length of an epoch as a power of two: 2^n blocks, at most an eighth of the capacity, so
     /// that it moves rarely while the capacity is learned.
-    pub(super) fn epoch_log2(&self) -> u32 {
+    pub fn epoch_log2(&self) -> u32 {
         (self.capacity.load(Relaxed) / 8).max(1).ilog2()
     }
 
@@ -85,6 +96,17 @@ impl WorkerCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_passes_fills_the_capacity_until_a_restart() {
+        let worker = WorkerCache::new(0, 100);
+        worker.pass(40);
+        assert_eq!(worker.free_share(), 0.6);
+        worker.pass(400);
+        assert_eq!(worker.free_share(), 0.0);
+        worker.clear();
+        assert_eq!(worker.free_share(), 1.0);
+    }
 
     #[test]
     fn evidence_moves_the_capacity_both_ways_within_its_bounds() {
