@@ -3,7 +3,7 @@
 //! * what comes in: [`trace`] (read), [`synth`] (made up);
 //! * the cluster: [`engine`] (the model, stated there), [`cache`], [`replay`] (discrete events);
 //! * who decides: [`policy`], by what the router can know ([`belief`]); [`dynamo`] for comparison;
-//! * what comes out: [`pooled`] (what the trace allows), [`outcome`], [`compare`], [`page`], [`plan`].
+//! * what comes out: [`pooled`] (what the trace allows), [`outcome`], [`compare`], [`seeds`], [`page`], [`plan`].
 //!
 //! All of it is a function of its arguments: no clock, no randomness but the seed, no files but those
 //! the caller opens. It is `cgnctl bench`, and needs no control.
@@ -19,6 +19,7 @@ pub mod plan;
 pub mod policy;
 pub mod pooled;
 pub mod replay;
+pub mod seeds;
 pub mod synth;
 #[cfg(test)]
 mod tests;

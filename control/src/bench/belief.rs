@@ -27,7 +27,8 @@ pub struct Belief<'a> {
     told: Index,
     predicted: PrefixIndex,
     workers: Vec<WorkerCache>,
-    held_blocks: Vec<usize>,
+    /// How full they are, by what was given to them.
+    fill: Vec<WorkerCache>,
     /// Working memory of a lookup.
     chain: Vec<Digest>,
     found: Depths,
@@ -54,7 +55,7 @@ impl<'a> Belief<'a> {
             workers: numbers
                 .map(|number| WorkerCache::of_predictions(number, prediction_ms as u64))
                 .collect(),
-            held_blocks: vec![0; workers],
+            fill: (0..workers).map(|_| WorkerCache::new(0, cache_blocks as u64)).collect(),
             chain: Vec::new(),
             found: Depths::new(),
             matches: Vec::new(),
@@ -79,9 +80,10 @@ impl<'a> Belief<'a> {
         }
     }
 
-    /// The prompt last asked for goes to `worker` now.
-    pub fn predict(&mut self, worker: usize) {
+    /// The prompt last asked for goes to `worker` now, which has `depth` blocks of it.
+    pub fn predict(&mut self, worker: usize, depth: usize) {
         self.predicted.insert(&self.chain, self.matches[worker], &self.workers[worker]);
+        self.fill[worker].pass(self.chain.len().saturating_sub(depth) as u64);
     }
 
     /// A change of a worker's cache arrives, in its order.
@@ -91,20 +93,18 @@ impl<'a> Belief<'a> {
             Change::Stored(block) => {
                 let digest = self.digests[block as usize].short();
                 self.told.set(number, Level::Gpu, &[digest]);
-                self.held_blocks[worker] += 1;
             }
             Change::Removed(block) => {
                 let digest = self.digests[block as usize].short();
                 self.told.remove(number, &[digest]);
                 self.predicted.deny(&[digest], &self.workers[worker]);
-                self.held_blocks[worker] -= 1;
             }
         }
     }
 
-    /// Blocks that events say are there.
-    pub fn held_blocks(&self, worker: usize) -> usize {
-        self.held_blocks[worker]
+    /// Share of the worker's cache that was never filled, 0 to 1.
+    pub fn free_share(&self, worker: usize) -> f64 {
+        self.fill[worker].free_share()
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
         let mut belief = Belief::new(&digests, (2, 4), 1_000.0, 1).unwrap();
         let mut depths = Vec::new();
         belief.depths(&[1, 2, 3], 5_000.0, &mut depths);
-        belief.predict(1);
+        belief.predict(1, 0);
         belief.depths(&[1, 2, 9], 6_000.0, &mut depths);
         assert_eq!(depths, [0, 2]);
         belief.learn(1, Change::Stored(1));
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(depths, [0, 1], "only what was confirmed");
         belief.learn(1, Change::Removed(1));
         belief.depths(&[1, 2, 3], 7_000.0, &mut depths);
-        assert_eq!((depths, belief.held_blocks(1)), (vec![0, 0], 0));
+        assert_eq!(depths, [0, 0]);
     }
 
     proptest! {

@@ -1,16 +1,36 @@
-//! NVIDIA Dynamo's published cost function with its default parameters, for comparison.
+//! NVIDIA Dynamo's published cost function and its queue, for comparison.
 //!
 //! ```text
 //! cost = max(0, (active_prefill_tokens + prompt_tokens) / block_tokens − overlap_blocks)
 //!      + decode blocks in use there if this request came too
 //! ```
 //!
-//! Defaults as of 1.6.1: `prefill_load_scale` and `overlap_score_credit` 1, no decay of it, temperature 0
-//! with random ties, no prediction on route (overlap is what events said), blocks in use count once however
-//! many requests share them, answers add none. Prefill tokens count from the decision to the first token.
-//! Its queue is not modelled: it opens far above the loads here.
+//! As 1.6.1 has it when nothing is configured: `prefill_load_scale` and `overlap_score_credit` 1, no decay
+//! of it, `decode_active_request_weight` 0, temperature 0 with random ties, no prediction on route (overlap
+//! is what events said), blocks in use count once however many requests share them, answers add none,
+//! and no queue. Prefill tokens count from the decision to the first token.
+//!
+//! [`Settings`] are those that are off by default and could help it. With a queue a request waits while every worker has more
+//! prefill tokens than a share of the engine's batch; assumed is that its overlap is looked up again when
+//! it leaves the queue, which is in its favour.
 
 use super::cache::BlockMap;
+
+/// `max_num_batched_tokens` of the engines.
+const BATCH_TOKENS: f64 = 8_192.0;
+
+/// Settings of its that are off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// `router_queue_threshold`: requests wait while all workers have more than this share of a batch
+    /// of prefill tokens. Older releases had 4.0.
+    pub queue_threshold: Option<f64>,
+    /// `router_queue_policy`: those with the fewest tokens to compute first (`wspt`), not in order of
+    /// arrival (`fcfs`).
+    pub shortest_first: bool,
+    /// `router_predicted_ttl_secs`: what was routed counts as present, for as long as ours does.
+    pub predicts: bool,
+}
 
 /// What it keeps of one worker.
 #[derive(Default)]
@@ -33,6 +53,12 @@ impl Dynamo {
             workers: (0..workers).map(|_| Worker::default()).collect(),
             block_tokens: f64::from(block_tokens),
         }
+    }
+
+    /// Whether every worker has more prefill tokens than this share of a batch.
+    pub fn all_exceed(&self, share: f64) -> bool {
+        let tokens = share * BATCH_TOKENS;
+        self.workers.iter().all(|worker| worker.prefill_tokens as f64 > tokens)
     }
 
     /// The cost of a worker.

@@ -200,6 +200,7 @@ mod tests {
             seed: 1,
             model: Model::default(),
             rules: dataplane::route::pick::Rules::default(),
+            dynamo: crate::bench::dynamo::Settings::default(),
         };
         let page = html(&compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap());
         for policy in Policy::ALL {

@@ -187,6 +187,7 @@ mod tests {
             seed: 1,
             model: Model::default(),
             rules: dataplane::route::pick::Rules::default(),
+            dynamo: crate::bench::dynamo::Settings::default(),
         };
         let target = Target { ttft_ms, share: 0.99, workers_max: 12, rate };
         search(&trace, &setup, &target, |_| {}).unwrap()

@@ -3,6 +3,8 @@
 //! All of them see what a router sees: what it routed itself, first and last tokens as they come, and
 //! events of the caches after their delay. None sees the engines.
 
+use std::collections::BTreeSet;
+
 use dataplane::digest::Digest;
 use dataplane::route::backlog::Line;
 use dataplane::route::index::LimitsError;
@@ -11,7 +13,7 @@ use dataplane::route::speeds::Held;
 
 use super::belief::Belief;
 use super::cache::Change;
-use super::dynamo::Dynamo;
+use super::dynamo::{self, Dynamo};
 use super::engine::Model;
 use super::replay::Setup;
 use super::trace::{Request, Trace};
@@ -82,7 +84,6 @@ pub struct Router<'a> {
     trace: &'a Trace,
     model: Model,
     rules: Rules,
-    cache_blocks: usize,
     slots: u32,
     seed: u64,
     seats: Vec<Seat>,
@@ -90,6 +91,9 @@ pub struct Router<'a> {
     /// Of policies that look at prefixes.
     belief: Option<Belief<'a>>,
     dynamo: Dynamo,
+    settings: dynamo::Settings,
+    /// Held back by Dynamo's queue: what decides the order, and the number.
+    held: BTreeSet<(u64, usize)>,
     candidates: Vec<Candidate>,
     depths: Vec<usize>,
 }
@@ -115,27 +119,58 @@ impl<'a> Router<'a> {
             trace,
             model,
             rules,
-            cache_blocks,
             slots: SLOTS,
             seed,
             seats: vec![Seat::default(); workers],
             promises: vec![Promise::default(); trace.requests().len()],
             belief,
             dynamo: Dynamo::new(workers, trace.block_tokens()),
+            settings: setup.dynamo,
+            held: BTreeSet::new(),
             candidates: Vec::with_capacity(workers),
             depths: Vec::with_capacity(workers),
         })
     }
 
-    /// Decides, and counts on it.
-    pub fn route(&mut self, now_ms: f64, number: usize) -> usize {
-        let trace = self.trace;
-        let request = &trace.requests()[number];
-        let blocks = trace.blocks_of(request);
+    /// A request came. Those that [`Router::next`] gives can go.
+    pub fn arrive(&mut self, now_ms: f64, number: usize) {
+        let key = match self.policy == Policy::Dynamo && self.settings.shortest_first {
+            true => {
+                self.look(now_ms, number);
+                let request = &self.trace.requests()[number];
+                let best = self.depths.iter().copied().max().unwrap_or(0);
+                u64::from(request.prompt_tokens) - self.trace.tokens_in(request, best)
+            }
+            false => 0,
+        };
+        self.held.insert((key, number));
+    }
+
+    /// The request whose turn it is and where it goes, unless all workers are too busy for it.
+    pub fn next(&mut self, now_ms: f64) -> Option<(usize, usize)> {
+        let threshold = self.settings.queue_threshold.filter(|_| self.policy == Policy::Dynamo);
+        if threshold.is_some_and(|share| self.dynamo.all_exceed(share)) {
+            return None;
+        }
+        let (_, number) = self.held.pop_first()?;
+        Some((number, self.route(now_ms, number)))
+    }
+
+    /// Asks who holds how much of a prompt.
+    fn look(&mut self, now_ms: f64, number: usize) {
+        let blocks = self.trace.blocks_of(&self.trace.requests()[number]);
         match &mut self.belief {
             Some(belief) => belief.depths(blocks, now_ms, &mut self.depths),
             None => self.depths.resize(self.seats.len(), 0),
         }
+    }
+
+    /// Decides, and counts on it.
+    fn route(&mut self, now_ms: f64, number: usize) -> usize {
+        let trace = self.trace;
+        let request = &trace.requests()[number];
+        let blocks = trace.blocks_of(request);
+        self.look(now_ms, number);
         let seed = shuffle(self.seed ^ shuffle(number as u64));
         let worker = match self.policy {
             Policy::Cognitora => self.cheapest(now_ms, request, seed),
@@ -166,8 +201,6 @@ impl<'a> Router<'a> {
         for (at, seat) in self.seats.iter().enumerate() {
             let gpu_tokens = tokens(self.depths[at]);
             let peer_tokens = if self.model.peer_fetch { tokens(best) - gpu_tokens } else { 0 };
-            let held_blocks = self.belief.as_ref().map_or(0, |belief| belief.held_blocks(at));
-            let held = held_blocks as f64 / self.cache_blocks as f64;
             self.candidates.push(Candidate {
                 excluded: None,
                 held: Held { gpu_tokens, peer_tokens, ..Held::default() },
@@ -177,7 +210,7 @@ impl<'a> Router<'a> {
                 slots: self.slots,
                 picked: seat.picked,
                 power_watts: None,
-                cache_free: 1.0 - held,
+                cache_free: self.belief.as_ref().map_or(1.0, |belief| belief.free_share(at)),
             });
         }
         let asked =
@@ -197,12 +230,13 @@ impl<'a> Router<'a> {
                 let price = |at: &Candidate| self.rules.speeds.price(&at.held, whole);
                 let compute_ms = self.candidates.get(worker).map_or(0.0, |at| price(at).compute_ms);
                 promise.prefill_us = (compute_ms * 1_000.0) as u64;
-                if let Some(belief) = &mut self.belief {
-                    belief.predict(worker);
-                }
             }
             Policy::Dynamo => self.dynamo.add(worker, promise.new_tokens, blocks),
             _ => {}
+        }
+        let predicts = self.policy == Policy::Cognitora || self.settings.predicts;
+        if let Some(belief) = self.belief.as_mut().filter(|_| predicts) {
+            belief.predict(worker, self.depths[worker]);
         }
         let seat = &mut self.seats[worker];
         seat.inflight += 1;

@@ -9,6 +9,7 @@ use dataplane::route::pick::Rules;
 
 use super::belief;
 use super::cache::Change;
+use super::dynamo;
 use super::engine::{Engine, Fetch, Model};
 use super::outcome::{Outcome, Tally};
 use super::policy::{Policy, Router};
@@ -32,6 +33,8 @@ pub struct Setup {
     pub model: Model,
     /// Of [`Policy::Cognitora`].
     pub rules: Rules,
+    /// Of [`Policy::Dynamo`].
+    pub dynamo: dynamo::Settings,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,18 +160,30 @@ impl Replay<'_> {
     }
 
     fn arrive(&mut self, now_ms: f64, number: usize) {
+        self.hear(now_ms);
+        self.router.arrive(now_ms, number);
+        self.dispatch(now_ms);
+    }
+
+    /// Events reach the router.
+    fn hear(&mut self, now_ms: f64) {
         while let Some((_, worker, change)) =
             self.under_way.pop_front_if(|(due_ms, ..)| *due_ms <= now_ms)
         {
             self.router.learn(worker, change);
         }
-        let worker = self.router.route(now_ms, number);
-        let fetch = self.fetch(number, worker);
-        let ready_ms = self.engines[worker].push(now_ms, number, fetch);
-        if ready_ms > now_ms {
-            self.schedule(ready_ms, worker, What::Fetched);
+    }
+
+    /// Gives workers what the router does not hold back.
+    fn dispatch(&mut self, now_ms: f64) {
+        while let Some((number, worker)) = self.router.next(now_ms) {
+            let fetch = self.fetch(number, worker);
+            let ready_ms = self.engines[worker].push(now_ms, number, fetch);
+            if ready_ms > now_ms {
+                self.schedule(ready_ms, worker, What::Fetched);
+            }
+            self.start(now_ms, worker);
         }
-        self.start(now_ms, worker);
     }
 
     /// What the daemon of `worker` could bring for the request.
@@ -218,6 +233,8 @@ impl Replay<'_> {
                 let Some(job) = self.engines[worker].finish(now_ms, generation) else { return };
                 self.prefilled(now_ms, worker, job.request);
                 self.start(now_ms, worker);
+                self.hear(now_ms);
+                self.dispatch(now_ms);
             }
             What::Finished { request } => {
                 let prompt_tokens = self.trace.requests()[request].prompt_tokens;

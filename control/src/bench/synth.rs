@@ -5,6 +5,10 @@
 //! * [`Kind::Agents`]: bursts of agents that share tools and a repository, then go through many steps,
 //!   each a little longer than the one before.
 //!
+//! * [`Kind::Documents`]: single questions, each about a few documents of a pool of which some are asked
+//!   for much more than others; the pool changes slowly. The policy was not looked at on this one until it was done.
+//! * [`Kind::Fresh`]: no two prompts alike, so that only load matters.
+//!
 //! The same kind, length and seed give the same trace, as lines of the usual format.
 
 use dataplane::route::pick::shuffle;
@@ -18,6 +22,10 @@ pub enum Kind {
     Chats,
     /// Agents at work.
     Agents,
+    /// Questions about documents of a shared pool.
+    Documents,
+    /// Prompts that have nothing in common.
+    Fresh,
 }
 
 /// A prompt's text: pieces, each with its identity and its length in tokens.
@@ -73,6 +81,16 @@ pub fn lines(kind: Kind, requests: usize, block_tokens: u32, seed: u64) -> Vec<L
                 clock_ms += draw.exponential(60_000.0);
                 burst(&mut draw, clock_ms, block_tokens, &mut lines);
             }
+            Kind::Documents => {
+                clock_ms += draw.exponential(100.0);
+                question(&mut draw, clock_ms, block_tokens, &mut lines);
+            }
+            Kind::Fresh => {
+                clock_ms += draw.exponential(100.0);
+                let pieces = vec![(draw.bits(), draw.tokens(3_000.0, 1.2, 100_000))];
+                let answer_tokens = draw.tokens(250.0, 0.8, 4_000);
+                lines.push(line(clock_ms, &pieces, answer_tokens, block_tokens));
+            }
         }
     }
     lines.sort_by(|a, b| a.timestamp.total_cmp(&b.timestamp));
@@ -118,6 +136,28 @@ fn burst(draw: &mut Draw, start_ms: f64, block_tokens: u32, lines: &mut Vec<Line
     }
 }
 
+/// One question about one to three documents, the most asked for first in the prompt.
+fn question(draw: &mut Draw, at_ms: f64, block_tokens: u32, lines: &mut Vec<Line>) {
+    // A tenth of the pool is new every ten minutes or so.
+    let pool = (at_ms / 60_000.0) as u64;
+    let mut documents: Vec<u64> = (0..=draw.below(3))
+        .map(|_| {
+            let rank = (draw.uniform().powi(3) * 2_000.0) as u64;
+            shuffle(rank ^ (((pool + rank) / 100) << 32))
+        })
+        .collect();
+    documents.sort_unstable();
+    documents.dedup();
+    let mut pieces: Pieces = vec![(7, 1_200)];
+    pieces.extend(documents.into_iter().map(|document| {
+        let length = Draw(document).tokens(4_000.0, 0.9, 40_000);
+        (document, length)
+    }));
+    pieces.push((draw.bits(), draw.tokens(60.0, 0.8, 2_000)));
+    let answer_tokens = draw.tokens(200.0, 0.7, 2_000);
+    lines.push(line(at_ms, &pieces, answer_tokens, block_tokens));
+}
+
 /// The request for a prompt of these pieces.
 fn line(at_ms: f64, pieces: &Pieces, answer_tokens: u32, block_tokens: u32) -> Line {
     let mut hash_ids = Vec::new();
@@ -149,11 +189,12 @@ mod tests {
 
     #[test]
     fn a_seed_makes_one_trace_that_can_be_read() {
-        for kind in [Kind::Chats, Kind::Agents] {
+        for kind in [Kind::Chats, Kind::Agents, Kind::Documents, Kind::Fresh] {
             let made = |seed| lines(kind, 500, 64, seed);
             let trace = Trace::of(made(1), 64).unwrap();
             assert_eq!(trace.requests().len(), 500);
-            assert!(trace.unique_blocks() < trace.blocks(), "turns share what came before");
+            let shares = trace.unique_blocks() < trace.blocks();
+            assert_eq!(shares, kind != Kind::Fresh, "{kind:?}: what came before");
             let text = |seed| serde_json::to_string(&made(seed)).unwrap();
             assert_eq!(text(1), text(1));
             assert_ne!(text(1), text(2));

@@ -26,6 +26,7 @@ fn compared(trace: &Trace, load: f64, peer_fetch: bool) -> (Row, Row) {
         seed: 1,
         model: Model { peer_fetch, ..Model::default() },
         rules: Rules::default(),
+        dynamo: crate::bench::dynamo::Settings::default(),
     };
     let both = [Policy::Cognitora, Policy::Dynamo];
     let Comparison { mut policies, .. } = compare::run(trace, &setup, &both, |_, _| {}).unwrap();
@@ -85,6 +86,7 @@ fn one_worker_is_the_pooled_cache_whoever_decides() {
         seed: 1,
         model: Model::default(),
         rules: Rules::default(),
+        dynamo: crate::bench::dynamo::Settings::default(),
     };
     let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
     for (name, row) in &comparison.policies {
@@ -109,7 +111,7 @@ proptest! {
         let trace = Trace::of(lines, 512).unwrap();
         let model = Model { peer_fetch, ..Model::default() };
         let rules = Rules::default();
-        let setup = Setup { policy: Policy::Cognitora, workers, cache_blocks, load, seed, model, rules };
+        let setup = Setup { policy: Policy::Cognitora, workers, cache_blocks, load, seed, model, rules, dynamo: Default::default() };
         let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
         for row in comparison.policies.values() {
             let outcome = &row.outcome;

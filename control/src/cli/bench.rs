@@ -5,16 +5,19 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use dataplane::route::pick::Rules;
+use dataplane::route::speeds::Speeds;
 
 use super::output::{Table, print};
 use super::progress::Progress;
 use super::{Failure, Global};
-use crate::bench::compare::{self, Comparison, Row};
+use crate::bench::compare::{Comparison, Row};
+use crate::bench::dynamo::Settings;
 use crate::bench::engine::Model;
 use crate::bench::page;
 use crate::bench::plan::{self, Plan, Target, Topology};
 use crate::bench::policy::Policy;
 use crate::bench::replay::Setup;
+use crate::bench::seeds::{self, OverSeeds, Range, SEEDS_MAX};
 use crate::bench::synth::{self, Kind};
 use crate::bench::trace::Trace;
 
@@ -40,6 +43,16 @@ pub(super) struct Input {
     /// A KV daemon fetches blocks from other workers: 5 GB/s, 128 KiB a token.
     #[arg(long)]
     peer_fetch: bool,
+    /// What a prefill costs: attention within batches of 8,192 tokens, or to the whole prompt.
+    #[arg(long, value_enum, default_value_t = EngineName::Linear)]
+    engine: EngineName,
+}
+
+/// As it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EngineName {
+    Linear,
+    Quadratic,
 }
 
 /// Options of `bench replay`.
@@ -60,6 +73,19 @@ pub(super) struct Replay {
     /// Also writes a report with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Runs so many seeds, from --seed up, and prints least, median and most.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "html")]
+    seeds: usize,
+    /// Of dynamo: requests wait while all workers have more than this share of a batch of prefill
+    /// tokens [default: no queue].
+    #[arg(long, value_name = "SHARE")]
+    dynamo_queue_threshold: Option<f64>,
+    /// Of dynamo: its queue gives those with the least to compute first.
+    #[arg(long)]
+    dynamo_shortest_first: bool,
+    /// Of dynamo: what was routed counts as present before events say so.
+    #[arg(long)]
+    dynamo_predicts: bool,
 }
 
 /// Options of `bench plan`.
@@ -127,6 +153,10 @@ enum KindName {
     Chats,
     /// Bursts of agents with long prompts and many steps.
     Agents,
+    /// Questions about documents of a shared pool.
+    Documents,
+    /// Prompts that have nothing in common.
+    Fresh,
 }
 
 impl Input {
@@ -152,39 +182,85 @@ impl Input {
         let quarter = trace.unique_blocks() / (4 * workers).max(1);
         let cache_blocks = self.cache_blocks.unwrap_or(quarter.max(1));
         within("cache-blocks", cache_blocks as f64, 1.0, CACHE_BLOCKS_MAX as f64)?;
+        let (model, speeds) = match self.engine {
+            EngineName::Linear => (Model::default(), Speeds::default()),
+            EngineName::Quadratic => (Model::quadratic(), Model::quadratic_speeds()),
+        };
         Ok(Setup {
             policy: Policy::Cognitora,
             workers,
             cache_blocks,
             load,
             seed: self.seed,
-            model: Model { peer_fetch: self.peer_fetch, ..Model::default() },
-            rules: Rules::default(),
+            model: Model { peer_fetch: self.peer_fetch, ..model },
+            rules: Rules { speeds, ..Rules::default() },
+            dynamo: Settings::default(),
         })
     }
 }
 
 /// Runs and prints the table.
 pub(super) fn replay(global: &Global, replay: &Replay) -> Result<(), Failure> {
+    if !(1..=SEEDS_MAX).contains(&replay.seeds) {
+        let told = format!("--seeds must lie between 1 and {SEEDS_MAX}");
+        return Err(Failure::Usage(told));
+    }
+    if replay.dynamo_queue_threshold.is_some_and(|share| !(share.is_finite() && share >= 0.0)) {
+        return Err(Failure::Usage("--dynamo-queue-threshold must be 0 or more".to_owned()));
+    }
     let trace = replay.input.read()?;
-    let setup = replay.input.setup(&trace, replay.workers, replay.load)?;
+    let mut setup = replay.input.setup(&trace, replay.workers, replay.load)?;
+    setup.dynamo = Settings {
+        queue_threshold: replay.dynamo_queue_threshold,
+        shortest_first: replay.dynamo_shortest_first,
+        predicts: replay.dynamo_predicts,
+    };
     let policies: Vec<Policy> = match replay.policy.as_slice() {
         [] => Policy::ALL.to_vec(),
         named => named.iter().copied().map(Policy::from).collect(),
     };
-    let steps = trace.requests().len() * policies.len();
+    let steps = trace.requests().len().saturating_mul(policies.len()).saturating_mul(replay.seeds);
     let mut progress = Progress::start(u32::try_from(steps).unwrap_or(u32::MAX));
-    let comparison = compare::run(&trace, &setup, &policies, |done, policy| {
+    let mut found = seeds::run(&trace, &setup, &policies, replay.seeds, |done, policy| {
         progress.show(u32::try_from(done).unwrap_or(u32::MAX), policy.as_str());
     })
     .map_err(|error| Failure::Usage(error.to_string()))?;
     progress.finish();
+    if replay.seeds > 1 {
+        return print(global.output, &found, render_seeds);
+    }
+    // One seed, checked above.
+    let Some(comparison) = found.seeds.pop() else { return Ok(()) };
     if let Some(file) = &replay.html {
         std::fs::write(file, page::html(&comparison)).map_err(|error| {
             Failure::Failed(format!("{} cannot be written: {error}", file.display()))
         })?;
     }
     print(global.output, &comparison, render)
+}
+
+fn render_seeds(found: &OverSeeds) -> String {
+    let head = ["POLICY", "OF POOLED", "TTFT MEAN", "x DYNAMO", "P99", "x DYNAMO", "MAX/MEAN LOAD"];
+    let mut table = Table::new(head);
+    let show = |range: &Range, digits: usize| {
+        let Range { least, median, most } = range;
+        format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+    };
+    let ratio =
+        |range: &Option<Range>| range.as_ref().map_or(String::new(), |range| show(range, 3));
+    for (policy, ranges) in &found.policies {
+        table.row([
+            (*policy).to_owned(),
+            show(&ranges.hit_of_pooled, 3),
+            show(&ranges.ttft_mean_ms, 0),
+            ratio(&ranges.ttft_mean_of_dynamo),
+            show(&ranges.ttft_p99_ms, 0),
+            ratio(&ranges.ttft_p99_of_dynamo),
+            show(&ranges.max_over_mean_load, 2),
+        ]);
+    }
+    let count = found.seeds.len();
+    format!("median of {count} seeds (least-most), times in ms\n\n{table}")
 }
 
 /// Searches and prints the best, and what else was tried at that size.
@@ -291,6 +367,8 @@ pub(super) fn make(made: &Made) -> Result<(), Failure> {
     let kind = match made.kind {
         KindName::Chats => Kind::Chats,
         KindName::Agents => Kind::Agents,
+        KindName::Documents => Kind::Documents,
+        KindName::Fresh => Kind::Fresh,
     };
     let failed = |error: &dyn std::fmt::Display| {
         Failure::Failed(format!("stdout cannot be written: {error}"))
