@@ -282,3 +282,27 @@ pub struct Fetch {
     /// Computing them instead, in ms.
     pub compute_ms: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quadratic_engine_costs_its_formula_and_its_router_knows_it() {
+        let (model, speeds) = (Model::quadratic(), Model::quadratic_speeds());
+        for (cached, prompt) in [(0u64, 1u64), (0, 8_192), (0, 100_000), (40_000, 41_000)] {
+            let (c, n) = (cached as f64, (prompt - cached) as f64);
+            let formula_ms = 16.5 + 0.015_18 * n + 4.21e-7 * ((n + c) * (n + c) - c * c);
+            assert!((model.prefill_ms(cached, prompt) - formula_ms).abs() < 1e-6 * formula_ms);
+            assert!((speeds.prefill_ms(cached, prompt) - formula_ms).abs() < 1e-6 * formula_ms);
+        }
+    }
+
+    #[test]
+    fn the_linear_engine_cuts_long_prompts_into_batches() {
+        let model = Model::default();
+        let batch_ms = model.prefill_ms(0, 8_192);
+        assert!((model.prefill_ms(0, 4 * 8_192) - 4.0 * batch_ms).abs() < 1e-6);
+        assert!(model.prefill_ms(0, 8_193) > batch_ms + model.batch_ms);
+    }
+}

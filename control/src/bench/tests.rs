@@ -4,6 +4,7 @@ use dataplane::route::pick::Rules;
 use proptest::prelude::*;
 
 use super::compare::{self, Comparison, Row};
+use super::dynamo::Settings;
 use super::engine::Model;
 use super::policy::Policy;
 use super::replay::Setup;
@@ -26,7 +27,7 @@ fn compared(trace: &Trace, load: f64, peer_fetch: bool) -> (Row, Row) {
         seed: 1,
         model: Model { peer_fetch, ..Model::default() },
         rules: Rules::default(),
-        dynamo: crate::bench::dynamo::Settings::default(),
+        dynamo: Settings::default(),
     };
     let both = [Policy::Cognitora, Policy::Dynamo];
     let Comparison { mut policies, .. } = compare::run(trace, &setup, &both, |_, _| {}).unwrap();
@@ -86,7 +87,7 @@ fn one_worker_is_the_pooled_cache_whoever_decides() {
         seed: 1,
         model: Model::default(),
         rules: Rules::default(),
-        dynamo: crate::bench::dynamo::Settings::default(),
+        dynamo: Settings::default(),
     };
     let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
     for (name, row) in &comparison.policies {
@@ -95,12 +96,38 @@ fn one_worker_is_the_pooled_cache_whoever_decides() {
     }
 }
 
+/// With one worker it does not matter whether they wait before it or in it; out of order it does.
+#[test]
+fn a_queue_before_one_worker_changes_nothing_but_the_order() {
+    let trace = made(Kind::Chats, 7);
+    let run = |dynamo| {
+        let setup = Setup {
+            policy: Policy::Dynamo,
+            workers: 1,
+            cache_blocks: trace.unique_blocks() / 10,
+            load: 1.1,
+            seed: 1,
+            model: Model::default(),
+            rules: Rules::default(),
+            dynamo,
+        };
+        let mut found = compare::run(&trace, &setup, &[Policy::Dynamo], |_, _| {}).unwrap();
+        found.policies.remove("dynamo").unwrap().outcome
+    };
+    let queue_threshold = Some(0.0);
+    let (none, queued) = (Settings::default(), Settings { queue_threshold, ..Settings::default() });
+    assert_eq!(run(none).ttft_mean_ms, run(queued).ttft_mean_ms);
+    let shortest = run(Settings { shortest_first: true, ..queued });
+    assert!(shortest.ttft_p50_ms < run(queued).ttft_p50_ms, "{}", shortest.ttft_p50_ms);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn any_trace_is_played_to_its_end_and_never_hits_more_than_there_is(
         arrivals in prop::collection::vec((0u32..60_000, 1u32..4_000, 0u32..500, 0u64..9), 1..60),
         workers in 1usize..5, cache_blocks in 1usize..40, load in 0.1f64..3.0, peer_fetch: bool, seed: u64,
+        queue_threshold in prop::option::of(0f64..2.0), shortest_first: bool, predicts: bool,
     ) {
         let lines = arrivals.iter().map(|(at_ms, input_length, output_length, chain)| Line {
             timestamp: f64::from(*at_ms),
@@ -111,7 +138,8 @@ proptest! {
         let trace = Trace::of(lines, 512).unwrap();
         let model = Model { peer_fetch, ..Model::default() };
         let rules = Rules::default();
-        let setup = Setup { policy: Policy::Cognitora, workers, cache_blocks, load, seed, model, rules, dynamo: Default::default() };
+        let dynamo = Settings { queue_threshold, shortest_first, predicts };
+        let setup = Setup { policy: Policy::Cognitora, workers, cache_blocks, load, seed, model, rules, dynamo };
         let comparison = compare::run(&trace, &setup, &Policy::ALL, |_, _| {}).unwrap();
         for row in comparison.policies.values() {
             let outcome = &row.outcome;
