@@ -24,8 +24,6 @@ use dataplane::route::holders::{Cursor, Holder, Holders};
 use dataplane::route::worker_cache::WorkerCache;
 use foldhash::fast::RandomState;
 
-
-
 /// Locks over the map; a lookup holds one for the time of one probe.
 const STRIPES: usize = 64;
 /// A stripe has room for so many blocks, however small the index.
@@ -243,6 +241,7 @@ fn shed(stripe: &mut Stripe, blocks_max: usize) {
 #[cfg(test)]
 mod tests {
     use dataplane::digest::{Unit, of_tokens, seed};
+    use dataplane::route::worker_cache::WORKER_BLOCKS_MIN;
     use proptest::prelude::*;
 
     use super::*;

@@ -1,19 +1,17 @@
 //! What the router believes of the caches: its own index, told by events, and its own predictions.
 //!
-//! Both are the router's parts, [`Index`] and [`PrefixIndex`], used as it uses them: a lookup of the
-//! prompt's digests in each, and the deeper answer counts. There is no text here to take digests of, so
+//! Both are the router's parts, [`Index`] and [`Predictions`], used as it uses them: what events say, and how
+//! much further predictions go. There is no text here to take digests of, so
 //! each of the trace's blocks gets one from its number: like a real one it names the block and all before.
 
 use dataplane::digest::{self, Digest, Unit};
 use dataplane::route::index::{
     Depths, Index, Level, Limits, LimitsError, WORKERS_MAX, WorkerNumber,
 };
-use dataplane::route::learned::{Match, PrefixIndex, WorkerCache};
+use dataplane::route::predictions::{Asked, BLOCKS_MAX, Predictions};
+use dataplane::route::worker_cache::WorkerCache;
 
 use super::cache::Change;
-
-/// Blocks that were lately routed anywhere: the router's default.
-const PREDICTED_BLOCKS_MAX: usize = 1 << 20;
 
 /// The digests of a trace's blocks, by their number.
 pub fn digests(unique_blocks: usize) -> Vec<Digest> {
@@ -25,14 +23,14 @@ pub fn digests(unique_blocks: usize) -> Vec<Digest> {
 pub struct Belief<'a> {
     digests: &'a [Digest],
     told: Index,
-    predicted: PrefixIndex,
-    workers: Vec<WorkerCache>,
-    /// How full they are, by what was given to them.
+    predicted: Predictions,
+    /// How full the workers' caches are, by what was given to them.
     fill: Vec<WorkerCache>,
     /// Working memory of a lookup.
     chain: Vec<Digest>,
     found: Depths,
-    matches: Vec<Match>,
+    asked: Vec<Asked>,
+    now_ms: u64,
 }
 
 impl<'a> Belief<'a> {
@@ -51,14 +49,12 @@ impl<'a> Belief<'a> {
         Ok(Belief {
             digests,
             told: Index::new(Limits { blocks_max, workers_max: workers }, seed)?,
-            predicted: PrefixIndex::new(PREDICTED_BLOCKS_MAX),
-            workers: numbers
-                .map(|number| WorkerCache::of_predictions(number, prediction_ms as u64))
-                .collect(),
-            fill: (0..workers).map(|_| WorkerCache::new(0, cache_blocks as u64)).collect(),
+            predicted: Predictions::new(BLOCKS_MAX, prediction_ms as u64),
+            fill: numbers.map(|number| WorkerCache::new(number, cache_blocks as u64)).collect(),
             chain: Vec::new(),
             found: Depths::new(),
-            matches: Vec::new(),
+            asked: Vec::new(),
+            now_ms: 0,
         })
     }
 
@@ -66,38 +62,39 @@ impl<'a> Belief<'a> {
     pub fn depths(&mut self, blocks: &[u32], now_ms: f64, depths: &mut Vec<usize>) {
         self.chain.clear();
         self.chain.extend(blocks.iter().map(|block| self.digests[*block as usize]));
-        for worker in &self.workers {
-            worker.advance_to(now_ms as u64);
-        }
-        let asked: Vec<_> = self.workers.iter().map(Some).collect();
-        self.matches = self.predicted.depths(&self.chain, &asked);
-        depths.clear();
-        depths.extend(self.matches.iter().map(|matched| matched.blocks));
+        // The router's clock begins at 1.
+        self.now_ms = now_ms as u64 + 1;
+        self.asked.clear();
+        let nothing =
+            |worker: &WorkerCache| Asked { worker: worker.number(), since_ms: 0, from: 0 };
+        self.asked.extend(self.fill.iter().map(nothing));
         self.told.lookup(&self.chain, &mut self.found);
         for told in self.found.workers() {
-            let depth = &mut depths[told.worker.0 as usize];
-            *depth = (*depth).max(told.at(Level::Gpu) as usize);
+            self.asked[told.worker.0 as usize].from = told.at(Level::Gpu) as usize;
         }
+        *depths = self.predicted.depths(&self.chain, self.now_ms, &self.asked);
     }
 
     /// The prompt last asked for goes to `worker` now, which has `depth` blocks of it.
     pub fn predict(&mut self, worker: usize, depth: usize) {
-        self.predicted.insert(&self.chain, self.matches[worker], &self.workers[worker]);
+        let Asked { worker: number, from, .. } = self.asked[worker];
+        self.predicted.note(&self.chain[from..], number, self.now_ms);
         self.fill[worker].pass(self.chain.len().saturating_sub(depth) as u64);
     }
 
     /// A change of a worker's cache arrives, in its order.
     pub fn learn(&mut self, worker: usize, change: Change) {
-        let number = WorkerNumber(self.workers[worker].number());
+        let number = WorkerNumber(self.fill[worker].number());
         match change {
             Change::Stored(block) => {
                 let digest = self.digests[block as usize].short();
                 self.told.set(number, Level::Gpu, &[digest]);
+                self.predicted.settle(&[digest], number.0);
             }
             Change::Removed(block) => {
                 let digest = self.digests[block as usize].short();
                 self.told.remove(number, &[digest]);
-                self.predicted.deny(&[digest], &self.workers[worker]);
+                self.predicted.settle(&[digest], number.0);
             }
         }
     }

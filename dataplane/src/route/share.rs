@@ -73,12 +73,8 @@ impl Others {
     /// had come to its turn when it was told.
     pub fn left_ms(&self, now_ms: f64) -> f64 {
         let given_ms = self.load.queued_us as f64 / 1_000.0;
-        let backlog = Backlog {
-            waiting: self.load.waiting,
-            given_ms,
-            first_ms: 0.0,
-            since_ms: self.told_ms,
-        };
+        let backlog =
+            Backlog { waiting: self.load.waiting, given_ms, first_ms: 0.0, since_ms: self.told_ms };
         backlog.left_ms(now_ms)
     }
 }
