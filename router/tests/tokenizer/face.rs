@@ -55,7 +55,7 @@ fn asked_to_tokenize(engine: &Engine) -> usize {
     engine.asked().iter().filter(|asked| asked.line().contains("/tokenize")).count()
 }
 
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is_so() {
         assert!(Instant::now() < deadline, "never: {what}");
