@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::process::is_running;
+use crate::process::{eventually, is_running};
 use crate::recipe::{FAST, MODEL, NAME, ask, up, words};
 
 #[test]
@@ -46,6 +46,8 @@ fn what_cgnctl_says_of_a_node_that_is_up_is_so() {
 #[test]
 fn explain_names_the_worker_the_next_equal_request_goes_to() {
     let (house, _) = up(3, 4, FAST);
+    // Until then it decides by what it learned, and then by what they say: two questions, two answers.
+    eventually("all engines' events are heard", || house.metric("cgn_router_kv_known{") == 6.0);
     let file = house.dir.path().join("ask.json");
     let explain = |body: &Value| {
         std::fs::write(&file, body.to_string()).unwrap();
