@@ -67,6 +67,21 @@ fn agents_meet_the_bars() {
 }
 
 #[test]
+fn documents_meet_the_bars() {
+    hold_to_the_bars(Kind::Documents, 1.3, 0.95);
+}
+
+#[test]
+fn where_nothing_is_shared_load_alone_does_better_than_dynamo_too() {
+    for load in [0.6, 0.8, 0.95] {
+        let (ours, dynamo) = compared(&made(Kind::Fresh, 11), load, false);
+        let ratio = ours.outcome.ttft_mean_ms / dynamo.outcome.ttft_mean_ms;
+        assert!(ratio <= 0.85, "{load} {ratio}");
+        assert!(ours.outcome.max_over_mean_load <= 1.3);
+    }
+}
+
+#[test]
 fn a_seed_gives_one_outcome_and_every_request_is_answered_once() {
     let trace = made(Kind::Chats, 5);
     let run = || compared(&trace, 0.8, true);
