@@ -59,9 +59,11 @@ pub struct Overlap {
     pub source: Source,
 }
 
-/// How far the engine of `view` can be asked by `prefix`: its events are heard and cut alike.
+/// How far the engine of `view` can be asked by `prefix`: its events are heard and cut alike. One that has
+/// told of no block yet holds none, however it cuts.
 pub fn source(view: &WorkerView, prefix: &Prefix, now_ms: u64) -> Source {
-    if prefix.cut != Cut::Tokens || view.life.feed.block_tokens() != prefix.block_tokens() {
+    let is_cut_alike = [0, prefix.block_tokens()].contains(&view.life.feed.block_tokens());
+    if prefix.cut != Cut::Tokens || !is_cut_alike {
         return Source::Learned;
     }
     match view.life.feed.known(now_ms) {
