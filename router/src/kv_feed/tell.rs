@@ -196,7 +196,7 @@ mod tests {
         teller.look(&workers, 4);
         assert_eq!(said(&teller), [("a".to_owned(), 2, 2, 12_000)], "two ms of it are done");
         teller.look(&workers, 4 + LOAD_REPEAT_MS);
-        assert_eq!(said(&teller), [("a".to_owned(), 2, 2, 10_500), b.clone()], "it is repeated");
+        assert_eq!(said(&teller), [("a".to_owned(), 2, 2, 7_350), b.clone()], "it is repeated");
 
         teller.look(&workers[1..], 5 + LOAD_REPEAT_MS);
         assert_eq!(teller.said.borrow().len(), 1, "one that left is forgotten");
