@@ -176,7 +176,9 @@ pub fn note(shard: &Shard, view: &WorkerView, prefix: &Prefix, overlap: &Overlap
     if overlap.source.is_engine() {
         let told = prefix.digests.len().min(overlap.told as usize);
         let number = view.life.cache.number();
-        shard.cluster.predictions.note(&prefix.digests[told..], number, shard.now_ms());
+        // Not the shard's clock: a prediction older than its engine's start would be void.
+        let now_ms = shard.cluster.now_ms();
+        shard.cluster.predictions.note(&prefix.digests[told..], number, now_ms);
         // Nothing is learned of it, but how full it is must be known of any.
         let new = prefix.digests.len().saturating_sub(overlap.blocks[2] as usize);
         view.life.cache.pass(new as u64);

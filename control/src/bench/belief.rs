@@ -63,7 +63,7 @@ impl<'a> Belief<'a> {
         self.chain.clear();
         self.chain.extend(blocks.iter().map(|block| self.digests[*block as usize]));
         // The router's clock begins at 1.
-        self.now_ms = now_ms as u64 + 1;
+        self.now_ms = now_ms as u64;
         self.asked.clear();
         let nothing =
             |worker: &WorkerCache| Asked { worker: worker.number(), since_ms: 0, from: 0 };

@@ -94,7 +94,7 @@ impl Predictions {
     }
 
     fn counts(&self, made_ms: u64, now_ms: u64, asked: &Asked) -> bool {
-        made_ms > asked.since_ms && now_ms.saturating_sub(made_ms) <= self.ttl_ms
+        made_ms >= asked.since_ms && now_ms.saturating_sub(made_ms) <= self.ttl_ms
     }
 
     /// Where the run ends that begins at `asked.from`.
@@ -217,7 +217,7 @@ mod tests {
         let predictions = Predictions::new(BLOCKS_MAX, TTL_MS);
         predictions.note(&chain(&[1, 2]), 0, 100);
         let asked = |since_ms| Asked { worker: 0, since_ms, from: 0 };
-        let found = predictions.depths(&chain(&[1, 2]), 200, &[asked(99), asked(100)]);
+        let found = predictions.depths(&chain(&[1, 2]), 200, &[asked(100), asked(101)]);
         assert_eq!(found, [2, 0]);
     }
 
