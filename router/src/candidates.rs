@@ -222,6 +222,10 @@ fn log(
 
 /// Tokens at each level beyond the faster ones.
 fn held(prefix: &Prefix, overlap: &Overlap) -> Held {
+    let [gpu, .., disk] = overlap.blocks;
+    if gpu == disk {
+        return Held { gpu_tokens: prefix.tokens_in(gpu as usize), ..Held::default() };
+    }
     let [gpu, host, disk] = overlap.blocks.map(|blocks| prefix.tokens_in(blocks as usize));
     Held {
         gpu_tokens: gpu,

@@ -131,10 +131,13 @@ fn told(
     let Some(index) = shard.cluster.held() else { return };
     let mut depths = shard.depths.borrow_mut();
     index.lookup(&prefix.digests[..prefix.blocks_reusable()], &mut depths);
+    let mut next = 0;
     for depth in depths.workers() {
-        let Some(at) = model.position_of(depth.worker.0).filter(|at| is_asked(*at)) else {
+        let Some(at) = model.position_from(depth.worker.0, next) else { continue };
+        next = at + 1;
+        if !is_asked(at) {
             continue;
-        };
+        }
         if found[at].source.is_engine() {
             found[at].blocks = depth.blocks;
             found[at].told = depth.blocks[2];
@@ -154,20 +157,18 @@ fn predicted(
         return;
     }
     let digests = &prefix.digests[..prefix.blocks_reusable()];
-    let all = found.iter().zip(&model.workers).enumerate();
-    let (places, asked): (Vec<usize>, Vec<Asked>) = all
-        .filter(|(at, (overlap, _))| overlap.source.is_engine() && is_asked(*at))
-        .map(|(at, (overlap, view))| {
-            let since_ms = view.life.predicted_since_ms.load(Relaxed);
-            let worker = view.life.cache.number();
-            (at, Asked { worker, since_ms, from: overlap.told as usize })
-        })
-        .unzip();
-    let depths = shard.cluster.predictions.depths(digests, shard.now_ms(), &asked);
-    for ((at, asked), depth) in places.into_iter().zip(asked).zip(depths) {
-        if depth > asked.from {
-            found[at].blocks = [u32::try_from(depth).unwrap_or(u32::MAX); 3];
-        }
+    // Whom nobody asks about, events are known to have all: nothing is beyond that.
+    let asked = found.iter().zip(&model.workers).enumerate().map(|(at, (overlap, view))| {
+        let is_wanted = overlap.source.is_engine() && is_asked(at);
+        let from = if is_wanted { overlap.told as usize } else { usize::MAX };
+        let since_ms = view.life.predicted_since_ms.load(Relaxed);
+        Asked { worker: view.life.cache.number(), since_ms, from }
+    });
+    let mut deeper = Vec::new();
+    let predictions = &shard.cluster.predictions;
+    predictions.depths(digests, shard.now_ms(), asked, |at, depth| deeper.push((at, depth)));
+    for (at, depth) in deeper {
+        found[at].blocks = [u32::try_from(depth).unwrap_or(u32::MAX); 3];
     }
 }
 

@@ -72,7 +72,10 @@ impl<'a> Belief<'a> {
         for told in self.found.workers() {
             self.asked[told.worker.0 as usize].from = told.at(Level::Gpu) as usize;
         }
-        *depths = self.predicted.depths(&self.chain, self.now_ms, &self.asked);
+        depths.clear();
+        depths.extend(self.asked.iter().map(|asked| asked.from));
+        let asked = self.asked.iter().copied();
+        self.predicted.depths(&self.chain, self.now_ms, asked, |at, depth| depths[at] = depth);
     }
 
     /// The prompt last asked for goes to `worker` now, which has `depth` blocks of it.

@@ -61,32 +61,36 @@ impl Predictions {
         self.stripes[digest as usize % STRIPES].lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// Leading blocks of `digests` that each worker has, what is predicted included.
-    pub fn depths(&self, digests: &[Digest], now_ms: u64, asked: &[Asked]) -> Vec<usize> {
-        let mut depths: Vec<usize> = asked.iter().map(|asked| asked.from).collect();
+    /// Calls `deeper` for each of those `asked`, by its place among them, that is predicted to have more
+    /// leading blocks of `digests` than it is known to have: with how many.
+    pub fn depths(
+        &self,
+        digests: &[Digest],
+        now_ms: u64,
+        asked: impl Iterator<Item = Asked>,
+        mut deeper: impl FnMut(usize, usize),
+    ) {
         if self.is_empty() {
-            return depths;
+            return;
         }
         // Most workers' events end at the same few places, and behind most of those nobody is
         // predicted: each such place is looked at once.
         let mut is_bare = vec![false; digests.len()];
-        let mut rest = asked.iter().zip(&mut depths).peekable();
-        while let Some((first, _)) = rest.peek() {
-            let from = first.from;
+        let mut rest = asked.enumerate().peekable();
+        while let Some(from) = rest.peek().map(|(_, asked)| asked.from) {
             let Some(digest) = digests.get(from) else {
                 rest.next();
                 continue;
             };
             let found = if is_bare[from] { None } else { self.holders(digest.short()) };
             is_bare[from] = found.is_none();
-            while let Some((asked, depth)) = rest.next_if(|(asked, _)| asked.from == from) {
+            while let Some((at, asked)) = rest.next_if(|(_, asked)| asked.from == from) {
                 let made_ms = found.as_ref().and_then(|holders| holders.used_at(asked.worker));
-                if made_ms.is_some_and(|made_ms| self.counts(made_ms, now_ms, asked)) {
-                    *depth = self.end(digests, now_ms, asked);
+                if made_ms.is_some_and(|made_ms| self.counts(made_ms, now_ms, &asked)) {
+                    deeper(at, self.end(digests, now_ms, &asked));
                 }
             }
         }
-        depths
     }
 
     fn holders(&self, digest: u128) -> Option<Holders> {
@@ -192,9 +196,20 @@ mod tests {
         of_tokens(&seed(Unit::Tokens, "m", "", ""), tokens, 1)
     }
 
+    fn depths(
+        predictions: &Predictions,
+        digests: &[Digest],
+        now_ms: u64,
+        asked: &[Asked],
+    ) -> Vec<usize> {
+        let mut depths: Vec<usize> = asked.iter().map(|asked| asked.from).collect();
+        predictions.depths(digests, now_ms, asked.iter().copied(), |at, depth| depths[at] = depth);
+        depths
+    }
+
     fn depth(predictions: &Predictions, tokens: &[u32], from: usize, now_ms: u64) -> usize {
         let asked = Asked { worker: 0, since_ms: 0, from };
-        predictions.depths(&chain(tokens), now_ms, &[asked])[0]
+        depths(predictions, &chain(tokens), now_ms, &[asked])[0]
     }
 
     #[test]
@@ -217,7 +232,7 @@ mod tests {
         let predictions = Predictions::new(BLOCKS_MAX, TTL_MS);
         predictions.note(&chain(&[1, 2]), 0, 100);
         let asked = |since_ms| Asked { worker: 0, since_ms, from: 0 };
-        let found = predictions.depths(&chain(&[1, 2]), 200, &[asked(100), asked(101)]);
+        let found = depths(&predictions, &chain(&[1, 2]), 200, &[asked(100), asked(101)]);
         assert_eq!(found, [2, 0]);
     }
 
@@ -229,7 +244,7 @@ mod tests {
         predictions.note(&chain(&[5_000]), 1, TTL_MS + 2);
         assert!(depth(&predictions, &[0], 0, TTL_MS) <= 1);
         let asked = Asked { worker: 1, since_ms: 0, from: 0 };
-        assert_eq!(predictions.depths(&chain(&[5_000]), TTL_MS + 2, &[asked]), [1]);
+        assert_eq!(depths(&predictions, &chain(&[5_000]), TTL_MS + 2, &[asked]), [1]);
     }
 
     #[test]
@@ -279,7 +294,7 @@ mod tests {
                     from: from[worker as usize].min(query.len()),
                 })
                 .collect();
-            let found = predictions.depths(&digests, now_ms, &asked);
+            let found = depths(&predictions, &digests, now_ms, &asked);
             for (asked, found) in asked.iter().zip(found) {
                 let behind = digests[asked.from..].iter();
                 let is_there = |digest: &&Digest| list.contains(&(asked.worker, digest.short()));
