@@ -124,7 +124,7 @@ impl Predictions {
                 continue;
             }
             if stripe.len() >= self.stripe_blocks_max {
-                self.drop_expired(&mut stripe, now_ms);
+                self.shed(&mut stripe, now_ms, &[]);
             }
             if stripe.len() < self.stripe_blocks_max {
                 stripe.insert(digest, Holders::new(holder));
@@ -133,10 +133,13 @@ impl Predictions {
         }
     }
 
-    fn drop_expired(&self, stripe: &mut Stripe, now_ms: u64) {
+    fn shed(&self, stripe: &mut Stripe, now_ms: u64, gone: &[u32]) {
         let before = stripe.len();
         stripe.retain(|_, holders| {
-            holders.retain(|holder| now_ms.saturating_sub(holder.used_at) <= self.ttl_ms)
+            holders.retain(|holder| {
+                let is_over = now_ms.saturating_sub(holder.used_at) > self.ttl_ms;
+                !is_over && !gone.contains(&holder.worker)
+            })
         });
         self.blocks.fetch_sub(before - stripe.len(), Relaxed);
     }
@@ -161,14 +164,7 @@ impl Predictions {
     pub fn sweep(&self, now_ms: u64, gone: &[u32]) {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock().unwrap_or_else(|poison| poison.into_inner());
-            let before = stripe.len();
-            stripe.retain(|_, holders| {
-                holders.retain(|holder| {
-                    let is_over = now_ms.saturating_sub(holder.used_at) > self.ttl_ms;
-                    !is_over && !gone.contains(&holder.worker)
-                })
-            });
-            self.blocks.fetch_sub(before - stripe.len(), Relaxed);
+            self.shed(&mut stripe, now_ms, gone);
         }
     }
 
