@@ -75,8 +75,8 @@ fn every_decision_of_every_core_is_a_whole_line() {
     assert_eq!((counts.written.load(Relaxed), counts.dropped.load(Relaxed)), (800, 0));
 }
 
-#[test]
-fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
+/// A log whose thread waits at its first write: until it is there, and until it may go on.
+fn held_at_its_first_write() -> (DecisionLog, Arc<Barrier>, Arc<Barrier>) {
     let gate = Arc::new(Barrier::new(2));
     let entered = Arc::new(Barrier::new(2));
     let (inside, passed) = (Arc::clone(&entered), Arc::clone(&gate));
@@ -89,6 +89,12 @@ fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
         Ok(())
     };
     let log = DecisionLog::with(write, 1.0).unwrap();
+    (log, entered, gate)
+}
+
+#[test]
+fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
+    let (log, entered, gate) = held_at_its_first_write();
     let sender = log.sender();
     sender.put(made(1));
     // The thread is at its first write, and takes nothing more.
@@ -105,18 +111,7 @@ fn what_finds_no_room_is_dropped_and_counted_and_nobody_waits() {
 
 #[test]
 fn candidates_that_wait_are_bounded_whatever_their_number() {
-    let gate = Arc::new(Barrier::new(2));
-    let entered = Arc::new(Barrier::new(2));
-    let (inside, passed) = (Arc::clone(&entered), Arc::clone(&gate));
-    let mut is_first = true;
-    let write = move |_: &[u8]| {
-        if std::mem::replace(&mut is_first, false) {
-            inside.wait();
-            passed.wait();
-        }
-        Ok(())
-    };
-    let log = DecisionLog::with(write, 1.0).unwrap();
+    let (log, entered, gate) = held_at_its_first_write();
     let sender = log.sender();
     sender.put(made(1));
     entered.wait();
