@@ -4,3 +4,8 @@
 //! come in by (Unix socket with shared memory, RESP, QUIC, RDMA). It does not route requests and
 //! never imports `router`. Nothing reaches it yet, so it holds no code.
 #![forbid(unsafe_code)]
+
+/// Memory of the blocks.
+pub mod arena {
+    pub mod space;
+}
