@@ -1,11 +1,28 @@
 //! The KV daemon `cgn-kvcached`: KV blocks of 0.25 to 80 MiB, one hop away from the engine.
 //!
-//! It will own the tiers (pinned RAM, NVMe, peers), their index and eviction, and the doors engines
-//! come in by (Unix socket with shared memory, RESP, QUIC, RDMA). It does not route requests and
-//! never imports `router`. Nothing reaches it yet, so it holds no code.
-#![forbid(unsafe_code)]
+//! It owns the tiers, their index and eviction, and the doors engines come in by. It does not route
+//! requests and never imports `router`. Start reading at [`request`] and [`store`].
+//!
+//! * [`key`], [`namespace`], [`block`]: what a block is called, whose it is, what a lease on it is.
+//! * [`arena`]: the memory blocks lie in. [`eviction`]: who makes room for others.
+//! * [`index`], [`shard`]: one core's share. [`mesh`], [`request`]: how threads ask each other.
+//! * [`store`]: all of it as a door sees it. [`server`]: the daemon put together.
+// Only the files named in dataplane/tests/tidy.rs may, and say why.
+#![deny(unsafe_code)]
 
-/// Memory of the blocks.
-pub mod arena {
-    pub mod space;
-}
+pub mod admin;
+pub mod arena;
+pub mod block;
+pub mod config;
+pub mod eviction;
+pub mod index;
+pub mod key;
+pub mod mesh;
+pub mod namespace;
+pub mod request;
+pub mod server;
+pub mod shard;
+pub mod signal;
+pub mod socket;
+pub mod stats;
+pub mod store;

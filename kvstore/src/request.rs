@@ -1,0 +1,149 @@
+//! What a thread asks of another's shard, and how a shard goes about it.
+//!
+//! Each request carries the desk its answer is put on. Those that take one step are served at once;
+//! those that wait for a tier become tasks.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::arena::Slot;
+use crate::block::Lease;
+use crate::key::{Key, NamespaceId};
+use crate::mesh::Reply;
+use crate::shard::Shard;
+use crate::store::{About, Listed, StoreError, Tier};
+
+/// A page of a listing: blocks, and the id to go on at.
+pub type Page = (Vec<Listed>, Option<u32>);
+
+/// One request.
+#[derive(Debug)]
+pub enum Request {
+    /// Where these lie.
+    Lookup {
+        /// All of the shard asked.
+        keys: Vec<Key>,
+        /// One answer a key, in order.
+        reply: Reply<Vec<Option<Tier>>>,
+    },
+    /// A block's bytes.
+    Get {
+        /// Which.
+        key: Key,
+        /// When the answer is of no use any more.
+        deadline: Option<Instant>,
+        /// The lease, if there is such a block.
+        reply: Reply<Result<Option<Lease>, StoreError>>,
+    },
+    /// Memory for a block.
+    Reserve {
+        /// Which.
+        key: Key,
+        /// Its bytes.
+        len: usize,
+        /// The memory.
+        reply: Reply<Result<Slot, StoreError>>,
+    },
+    /// A block that is written.
+    Commit {
+        /// Its memory, of the shard asked.
+        slot: Slot,
+        /// What it is.
+        about: About,
+        /// Whether it is stored.
+        reply: Reply<Result<(), StoreError>>,
+    },
+    /// Take a block out.
+    Remove {
+        /// Which.
+        key: Key,
+        /// Whether it was there.
+        reply: Reply<bool>,
+    },
+    /// Keep a block in RAM, or let it go.
+    Pin {
+        /// Which.
+        key: Key,
+        /// Keep it.
+        is_pinned: bool,
+        /// Whether it is there.
+        reply: Reply<bool>,
+    },
+    /// A child of `parent` comes.
+    Adopt {
+        /// The block it follows.
+        parent: Key,
+        /// Whether that is there.
+        reply: Reply<bool>,
+    },
+    /// A child of `parent` is gone.
+    Disown {
+        /// The block it followed.
+        parent: Key,
+    },
+    /// Blocks, piece by piece.
+    List {
+        /// Only of this namespace.
+        namespace: Option<NamespaceId>,
+        /// The id to begin at.
+        cursor: u32,
+        /// How many at most.
+        max: usize,
+        /// Some of them.
+        reply: Reply<Page>,
+    },
+    /// Write down what the shard holds.
+    Measure {
+        /// That it is done.
+        reply: Reply<()>,
+    },
+    /// Take no more blocks.
+    Drain {
+        /// That it is so.
+        reply: Reply<()>,
+    },
+}
+
+/// Serves one request, at once or as a task of its own.
+pub fn serve(shard: &Rc<Shard>, request: Request) {
+    match request {
+        Request::Lookup { keys, reply } => {
+            let mut tiers = Vec::with_capacity(keys.len());
+            shard.lookup(&keys, &mut tiers);
+            reply.send(tiers);
+        }
+        Request::Get { key, deadline, reply } => match shard.get_from_ram(key) {
+            Some(lease) => reply.send(Ok(Some(lease))),
+            None => later(shard, async move |shard| reply.send(shard.get(key, deadline).await)),
+        },
+        Request::Reserve { key, len, reply } => {
+            later(shard, async move |shard| reply.send(shard.reserve(key, len).await));
+        }
+        Request::Commit { slot, about, reply } => later(shard, async move |shard| {
+            reply.send(shard.commit(slot, about).await.map(drop));
+        }),
+        Request::Remove { key, reply } => reply.send(shard.remove(key)),
+        Request::Pin { key, is_pinned, reply } => reply.send(shard.pin(key, is_pinned)),
+        Request::Adopt { parent, reply } => reply.send(shard.adopt(parent)),
+        Request::Disown { parent } => shard.disown(parent),
+        Request::List { namespace, cursor, max, reply } => {
+            reply.send(shard.list(namespace, cursor, max));
+        }
+        Request::Measure { reply } => {
+            shard.measure();
+            reply.send(());
+        }
+        Request::Drain { reply } => {
+            shard.drain();
+            reply.send(());
+        }
+    }
+}
+
+/// Serves on a task of its own. There are never more than requests that somebody waits for.
+fn later<F: Future<Output = ()> + 'static>(
+    shard: &Rc<Shard>,
+    work: impl FnOnce(Rc<Shard>) -> F + 'static,
+) {
+    glommio::spawn_local(work(shard.clone())).detach();
+}

@@ -1,0 +1,243 @@
+//! The daemon put together: arena, shards, doors; and how it stops.
+//!
+//! It owns the threads. Each shard is one glommio executor; the doors run on all of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use glommio::{LocalExecutorBuilder, Placement};
+use socket2::Socket;
+
+use crate::admin;
+use crate::arena::{Arena, ArenaError, HUGE_PAGE_BYTES, Memory, Pages};
+use crate::config::{Config, HugePages};
+use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
+use crate::namespace::Namespaces;
+use crate::shard::{House, Shard};
+use crate::socket::{adopt_tcp, bind_tcp};
+use crate::stats::Stats;
+use crate::store::Store;
+
+/// Locked memory that glommio takes for each executor's rings.
+const RING_BYTES: usize = 4 << 20;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No memory.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// Too few huge pages, and they were required.
+    #[error(
+        "kv.huge_pages is `require`, but {free} huge pages of 2 MiB are free and {wanted} are needed; \
+         raise vm.nr_hugepages or say `auto`"
+    )]
+    HugePages {
+        /// How many are free.
+        free: u64,
+        /// How many are needed.
+        wanted: u64,
+    },
+    /// The machine has less memory than was promised.
+    #[error("kv.ram_gib asks for {wanted} bytes, but the machine has {total}; lower it")]
+    Memory {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes there are.
+        total: u64,
+    },
+    /// An address could not be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A shard's thread could not begin.
+    #[error("shard {shard} could not start: {reason}")]
+    Shard {
+        /// Which.
+        shard: usize,
+        /// Why, in glommio's words.
+        reason: String,
+    },
+    /// Two metrics have one name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// A running daemon.
+pub struct Server {
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+    is_stopping: Arc<AtomicBool>,
+    shards: Vec<JoinHandle<()>>,
+}
+
+/// What every shard's thread begins with.
+struct Birth {
+    number: usize,
+    house: House,
+    memory: Memory,
+    config: Arc<Config>,
+    metrics: Option<Socket>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Server {
+    /// Takes the memory, opens the doors and starts the shards.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: Config) -> Result<Server, StartError> {
+        let pages = pages(&config)?;
+        let memories =
+            Arena::map(config.cores, config.shard_bytes(), config.block_bytes_max(), pages)?;
+        let house = house(&config)?;
+        let mut metrics_sockets = bind(config.metrics_listen, 1)?;
+        let metrics = address(&metrics_sockets, config.metrics_listen);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let config = Arc::new(config);
+        let mut shards = Vec::with_capacity(memories.len());
+        for (number, memory) in memories.into_iter().enumerate() {
+            shards.push(spawn(Birth {
+                number,
+                house: house.clone(),
+                memory,
+                config: config.clone(),
+                metrics: metrics_sockets.pop(),
+                is_stopping: is_stopping.clone(),
+            })?);
+        }
+        Ok(Server { metrics, is_stopping, shards })
+    }
+
+    /// Takes no more blocks, lets what is being written be written, and ends the threads.
+    pub fn stop(self) {
+        self.is_stopping.store(true, Ordering::Release);
+        for shard in self.shards {
+            // A panic ends the process, so a thread that ended has ended well.
+            let _ = shard.join();
+        }
+    }
+}
+
+fn house(config: &Config) -> Result<House, StartError> {
+    let (rules, standard) = config.rules();
+    let stats = Stats::new()?;
+    let budget = config.shard_bytes().saturating_mul(config.cores as u64);
+    stats.budget_bytes.set(budget.try_into().unwrap_or(i64::MAX));
+    Ok(House {
+        inboxes: (0..config.cores).map(|_| Inbox::new(INBOX_REQUESTS_MAX)).collect(),
+        namespaces: Arc::new(Namespaces::new(rules, standard, config.limits.namespaces_max)),
+        stats: Arc::new(stats),
+        limits: config.limits,
+    })
+}
+
+fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
+    let shard = birth.number;
+    let placement = match birth.config.cpus.get(shard) {
+        Some(&cpu) => Placement::Fixed(cpu),
+        None => Placement::Unbound,
+    };
+    let failed = move |reason: String| StartError::Shard { shard, reason };
+    let (started, start) = std::sync::mpsc::sync_channel(1);
+    let work = move || {
+        let executor = LocalExecutorBuilder::new(placement)
+            .name(&format!("shard-{shard}"))
+            .io_memory(RING_BYTES)
+            .make();
+        match executor {
+            Ok(executor) => {
+                let _ = started.send(Ok(()));
+                executor.run(live(birth));
+            }
+            Err(error) => {
+                let _ = started.send(Err(error.to_string()));
+            }
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("shard-{shard}"))
+        .spawn(work)
+        .map_err(|error| failed(error.to_string()))?;
+    match start.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(reason)) => Err(failed(reason)),
+        Err(_) => Err(failed("its thread ended".to_owned())),
+    }
+}
+
+/// The life of a shard's thread.
+async fn live(birth: Birth) {
+    let Birth { number, house, memory, config, metrics, is_stopping } = birth;
+    let shard = Shard::new(number, house, memory, config.shard_bytes());
+    let store = Store::of_shard(shard.clone());
+    glommio::spawn_local(shard.clone().run()).detach();
+    if let Some(listener) = metrics {
+        glommio::spawn_local(admin::serve(adopt_tcp(listener), store.clone())).detach();
+    }
+    while !is_stopping.load(Ordering::Acquire) {
+        glommio::timer::sleep(STOP_LOOK).await;
+    }
+    shard.drain();
+}
+
+/// How often a shard looks whether it should stop.
+const STOP_LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+
+fn bind(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, StartError> {
+    bind_tcp(address, shards).map_err(|source| StartError::Listen { address, source })
+}
+
+/// Where the sockets listen, which is `asked` unless its port was 0.
+fn address(sockets: &[Socket], asked: SocketAddr) -> SocketAddr {
+    let bound = sockets.first().and_then(|socket| socket.local_addr().ok()?.as_socket());
+    bound.unwrap_or(asked)
+}
+
+/// Decides what the arena is made of, and says so where it is not what it could be.
+fn pages(config: &Config) -> Result<Pages, StartError> {
+    let wanted_bytes = config.shard_bytes().saturating_mul(config.cores as u64);
+    let facts = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = meminfo(&facts, "MemTotal:").map_or(u64::MAX, |kib| kib << 10);
+    if wanted_bytes > total {
+        return Err(StartError::Memory { wanted: wanted_bytes, total });
+    }
+    let size_kib = meminfo(&facts, "Hugepagesize:").unwrap_or(0);
+    let is_size = size_kib << 10 == HUGE_PAGE_BYTES as u64;
+    let free = if is_size { meminfo(&facts, "HugePages_Free:").unwrap_or(0) } else { 0 };
+    let wanted = wanted_bytes / HUGE_PAGE_BYTES as u64;
+    match config.huge_pages {
+        HugePages::Never => Ok(Pages::Plain),
+        _ if free >= wanted => Ok(Pages::Huge),
+        HugePages::Require => Err(StartError::HugePages { free, wanted }),
+        HugePages::Auto => {
+            tracing::warn!(free, wanted, "too few huge pages of 2 MiB are free: plain pages it is");
+            Ok(Pages::Plain)
+        }
+    }
+}
+
+/// The number after `name` in `/proc/meminfo`.
+fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line[name.len()..].split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_in_meminfo_and_nothing_else_is() {
+        let text = "MemTotal:       24 kB\nHugePages_Free:     3\nHugepagesize:    2048 kB\n";
+        assert_eq!(meminfo(text, "MemTotal:"), Some(24));
+        assert_eq!(meminfo(text, "HugePages_Free:"), Some(3));
+        assert_eq!(meminfo(text, "Hugetlb:"), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! One core's share of the store: its index, its memory, its eviction.
+//!
+//! Only the thread that made a shard touches it; others send a [`Request`](crate::request::Request) to
+//! its inbox. What takes one step is here; [`get`], [`room`] and [`commit`] wait for tiers and have
+//! files of their own. It knows no door and no protocol.
+
+mod commit;
+mod get;
+mod room;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use crate::arena::Memory;
+use crate::config::Limits;
+use crate::eviction::Eviction;
+use crate::index::Index;
+use crate::key::{Key, NamespaceId};
+use crate::mesh::Inbox;
+use crate::namespace::Namespaces;
+use crate::request::{Request, serve};
+use crate::signal::Signal;
+use crate::stats::Stats;
+use crate::store::{Listed, Tier};
+
+/// A place on disk.
+pub type Place = u64;
+
+/// What a shard owns, changed only between two waits.
+struct State {
+    index: Index<Place>,
+    memory: Memory,
+    eviction: Eviction,
+}
+
+/// What all shards share.
+#[derive(Clone)]
+pub struct House {
+    /// Where each shard takes requests from other threads.
+    pub inboxes: Arc<[Inbox<Request>]>,
+    /// All namespaces.
+    pub namespaces: Arc<Namespaces>,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+    /// Every limit of the configuration.
+    pub limits: Limits,
+}
+
+/// One core's share of the store.
+pub struct Shard {
+    number: usize,
+    house: House,
+    state: RefCell<State>,
+    /// Rings when memory came back or a block stopped being on its way.
+    room: Signal,
+    /// Rings when somebody begins to wait for room.
+    wanted: Signal,
+    /// Keys on their way into RAM; the signal rings when one has arrived or will not.
+    loading: RefCell<HashMap<Key, Rc<Signal>>>,
+    is_draining: Cell<bool>,
+}
+
+impl Shard {
+    /// A shard with the memory given to it. Its requests are served once [`Shard::run`] is polled.
+    pub fn new(number: usize, house: House, memory: Memory, budget_bytes: u64) -> Rc<Shard> {
+        let state =
+            State { index: Index::default(), memory, eviction: Eviction::new(budget_bytes) };
+        Rc::new(Shard {
+            number,
+            house,
+            state: RefCell::new(state),
+            room: Signal::default(),
+            wanted: Signal::default(),
+            loading: RefCell::default(),
+            is_draining: Cell::new(false),
+        })
+    }
+
+    /// Which shard this is.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// What all shards share.
+    pub fn house(&self) -> &House {
+        &self.house
+    }
+
+    /// Serves requests of other threads, for ever.
+    pub async fn run(self: Rc<Self>) {
+        glommio::spawn_local(self.clone().watch_memory()).detach();
+        loop {
+            let request = self.house.inboxes[self.number].receive().await;
+            serve(&self, request);
+        }
+    }
+
+    /// Rings `room` when a region came back from any thread, while somebody waits for one.
+    async fn watch_memory(self: Rc<Self>) {
+        let freed = self.state.borrow().memory.freed().clone();
+        loop {
+            let wanted = self.wanted.rings();
+            poll_fn(|context| {
+                freed.register(context.waker());
+                if freed.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            self.room.ring();
+            // Regions come back all the time; only one that is waited for is worth a look.
+            self.wanted.rung_since(wanted).await;
+        }
+    }
+
+    /// Where each of `keys`, all of this shard, lies.
+    pub fn lookup(&self, keys: &[Key], tiers: &mut Vec<Option<Tier>>) {
+        let state = self.state.borrow();
+        tiers.extend(keys.iter().map(|key| {
+            let (_, entry) = state.index.find(key)?;
+            match (&entry.ram, &entry.disk) {
+                (Some(_), _) => Some(Tier::Ram),
+                (None, Some(_)) => Some(Tier::Disk),
+                (None, None) => None,
+            }
+        }));
+    }
+
+    /// Takes the block out of every tier. False if none had it.
+    pub fn remove(&self, key: Key) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some((id, entry)) = state.index.find(&key) else { return false };
+        let was_present = entry.is_present();
+        self.take_from_ram(&mut state, id);
+        self.settle(&mut state, id);
+        was_present
+    }
+
+    /// Keeps the block in RAM, or lets it go again. False if RAM does not hold it.
+    pub fn pin(&self, key: Key, is_pinned: bool) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(id) = state.index.id(&key) else { return false };
+        let Some(entry) = state.index.get_mut(id).filter(|entry| entry.ram.is_some()) else {
+            return false;
+        };
+        entry.is_pinned = is_pinned;
+        true
+    }
+
+    /// Counts a new child of `parent` that lies in RAM. False if no tier has the parent.
+    pub fn adopt(&self, parent: Key) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(id) = state.index.id(&parent) else { return false };
+        let Some(entry) = state.index.get_mut(id).filter(|entry| entry.is_present()) else {
+            return false;
+        };
+        entry.children += 1;
+        if entry.children == 1 {
+            state.eviction.park(id);
+        }
+        true
+    }
+
+    /// A child of `parent` is gone from every tier.
+    pub fn disown(&self, parent: Key) {
+        let mut state = self.state.borrow_mut();
+        let Some(id) = state.index.id(&parent) else { return };
+        let Some(entry) = state.index.get_mut(id) else { return };
+        entry.children = entry.children.saturating_sub(1);
+        if entry.children == 0 {
+            if entry.ram.is_some() {
+                state.eviction.unpark(id);
+            }
+            self.settle(&mut state, id);
+        }
+        // A waiting reservation may take the parent now.
+        self.room.ring();
+    }
+
+    /// Up to `max` blocks from id `cursor` on, and where to go on; none: that was all.
+    pub fn list(
+        &self,
+        namespace: Option<NamespaceId>,
+        cursor: u32,
+        max: usize,
+    ) -> (Vec<Listed>, Option<u32>) {
+        let state = self.state.borrow();
+        let mut listed = Vec::new();
+        for (id, entry) in state.index.from(cursor) {
+            if listed.len() >= max {
+                return (listed, Some(id));
+            }
+            let is_asked = namespace.is_none_or(|namespace| entry.key.namespace == namespace);
+            if is_asked && entry.is_present() {
+                listed.push(Listed {
+                    key: entry.key,
+                    tier: if entry.ram.is_some() { Tier::Ram } else { Tier::Disk },
+                    bytes: entry.ram.as_ref().map_or(0, |block| block.len() as u64),
+                    label: entry.ram.as_ref().map(|block| block.label().into()).unwrap_or_default(),
+                    is_pinned: entry.is_pinned,
+                });
+            }
+        }
+        (listed, None)
+    }
+
+    /// Takes no more blocks from here on.
+    pub fn drain(&self) {
+        self.is_draining.set(true);
+    }
+
+    /// Writes down what this shard holds.
+    pub fn measure(&self) {
+        let mut state = self.state.borrow_mut();
+        let used = state.memory.used_bytes();
+        let resident = state.memory.resident_bytes();
+        self.house.stats.shard(self.number, state.index.len() as u64, used, resident);
+    }
+
+    fn take_from_ram(&self, state: &mut State, id: u32) {
+        let Some(entry) = state.index.get_mut(id) else { return };
+        if let Some(block) = entry.ram.take() {
+            entry.is_pinned = false;
+            state.eviction.remove(id);
+            drop(block);
+        }
+    }
+
+    /// Forgets an entry that holds nothing, and tells its parent's shard.
+    fn settle(&self, state: &mut State, id: u32) {
+        if let Some(parent) = state.index.settle(id) {
+            self.tell_disowned(parent);
+        }
+    }
+
+    fn tell_disowned(&self, parent: Key) {
+        let inboxes = self.house.inboxes.clone();
+        let shard = parent.shard(inboxes.len());
+        // Also to itself by the inbox: a chain of a thousand blocks must not become as deep a recursion.
+        let mut request = Request::Disown { parent };
+        glommio::spawn_local(async move {
+            while let Err(back) = inboxes[shard].send(request) {
+                request = back;
+                glommio::executor().yield_now().await;
+            }
+        })
+        .detach();
+    }
+}

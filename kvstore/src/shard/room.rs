@@ -1,0 +1,127 @@
+//! Making room: memory for a block that comes, by letting others go.
+//!
+//! Which one goes is decided by [`eviction`](crate::eviction); here its memory is taken back, and who
+//! asks waits while all of it is leased.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Shard, State};
+use crate::arena::{MemoryError, PAGE_BYTES, Slot};
+use crate::key::Key;
+use crate::namespace::Namespace;
+use crate::store::StoreError;
+
+/// Blocks one reservation may push out before others have their turn: 512 MiB in blocks of 64 KiB.
+const EVICTIONS_PER_TURN_MAX: usize = 8192;
+
+/// Why there is no memory now.
+enum Want {
+    /// Something may come back: wait.
+    Room,
+    /// It will not become better.
+    Nothing(StoreError),
+}
+
+impl Shard {
+    /// Memory for a block of `len` bytes, waiting at most `kv.limits.reserve_wait_ms` while all is leased.
+    ///
+    /// # Errors
+    /// [`StoreError`]: too large, over the quota, busy, draining, or the namespace was never opened.
+    pub async fn reserve(self: &Rc<Self>, key: Key, len: usize) -> Result<Slot, StoreError> {
+        if self.is_draining.get() {
+            return Err(StoreError::Draining);
+        }
+        let namespace =
+            self.house.namespaces.find(key.namespace).ok_or(StoreError::UnknownNamespace)?;
+        let wait = Duration::from_millis(self.house.limits.reserve_wait_ms);
+        let deadline = Instant::now() + wait;
+        loop {
+            let rings = self.room.rings();
+            match self.try_reserve(&namespace, len) {
+                Ok(slot) => return Ok(slot),
+                Err(Want::Nothing(error)) => return Err(error),
+                Err(Want::Room) => {}
+            }
+            self.wanted.ring();
+            if !self.rung_before(rings, deadline).await {
+                return Err(StoreError::Busy);
+            }
+        }
+    }
+
+    /// Waits for room to ring after `rings`. False if `deadline` came first.
+    async fn rung_before(&self, rings: u64, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let rung = async {
+            self.room.rung_since(rings).await;
+            true
+        };
+        let late = async {
+            glommio::timer::sleep(left).await;
+            false
+        };
+        futures_lite::future::or(rung, late).await
+    }
+
+    fn try_reserve(&self, namespace: &Arc<Namespace>, len: usize) -> Result<Slot, Want> {
+        let state = &mut *self.state.borrow_mut();
+        let bytes = len.max(1).next_multiple_of(PAGE_BYTES) as u64;
+        if namespace.rules.quota_bytes.is_some_and(|quota| quota < bytes) {
+            return Err(Want::Nothing(StoreError::QuotaExceeded));
+        }
+        for _ in 0..EVICTIONS_PER_TURN_MAX {
+            if !namespace.charge(bytes) {
+                self.evict(state, Some(namespace))?;
+                continue;
+            }
+            match state.memory.alloc(len, namespace.clone()) {
+                Ok(slot) => return Ok(slot),
+                Err(error) => {
+                    namespace.discharge(bytes);
+                    match error {
+                        MemoryError::Full => self.evict(state, None)?,
+                        MemoryError::TooLarge { len, max } => {
+                            return Err(Want::Nothing(StoreError::TooLarge { len, max }));
+                        }
+                        MemoryError::System(_) => {
+                            // The machine is short, not we: one block less, and the next may fit.
+                            tracing::warn!(%error, "the arena could not grow");
+                            self.evict(state, None)?;
+                        }
+                    }
+                }
+            }
+        }
+        Err(Want::Nothing(StoreError::Busy))
+    }
+
+    /// Lets the next block go, of `namespace` only if one is named.
+    fn evict(&self, state: &mut State, namespace: Option<&Arc<Namespace>>) -> Result<(), Want> {
+        let State { index, eviction, .. } = state;
+        let may_go = |id| {
+            index.get(id).is_some_and(|entry| {
+                !entry.is_pinned
+                    && !entry.is_leaving
+                    && namespace.is_none_or(|namespace| entry.key.namespace == namespace.id)
+                    // A leased block's memory would not come back: nothing is won by forgetting it.
+                    && entry.ram.as_ref().is_some_and(|block| Arc::strong_count(block) == 1)
+            })
+        };
+        let victim = match eviction.victim(may_go) {
+            None => eviction.victim_thorough(may_go),
+            found => found,
+        };
+        let Some(id) = victim else { return Err(Want::Room) };
+        self.house.stats.evictions.inc();
+        if let Some(entry) = index.get_mut(id) {
+            entry.ram = None;
+        }
+        self.settle(state, id);
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! A bell within one thread: tasks wait for it, one rings, all look again.
+//!
+//! It carries no value: who is woken checks whether what it waited for is so.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// The bell.
+#[derive(Debug, Default)]
+pub struct Signal {
+    rings: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Signal {
+    /// Wakes all that wait now.
+    pub fn ring(&self) {
+        self.rings.set(self.rings.get().wrapping_add(1));
+        for waker in self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    /// What to give to [`Signal::rung_since`]: take it before looking at what is waited for.
+    pub fn rings(&self) -> u64 {
+        self.rings.get()
+    }
+
+    /// Waits until it has rung after `rings` was taken.
+    pub async fn rung_since(&self, rings: u64) {
+        poll_fn(|context| {
+            if self.rings.get() != rings {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}

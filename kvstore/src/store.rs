@@ -1,0 +1,290 @@
+//! The store as doors see it: one handle a thread, whatever shard a block belongs to.
+//!
+//! On a shard's own thread its own keys are served without a message; every other key costs one
+//! hand-over there and back. A thread without a shard (the peers') asks the same way.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::arena::Slot;
+use crate::block::Lease;
+use crate::key::{Key, NamespaceId};
+use crate::mesh::{Reply, reply};
+use crate::namespace::{Namespace, NamespaceError};
+use crate::request::Request;
+use crate::shard::{House, Shard};
+
+/// Where a block lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// RAM of this daemon.
+    Ram,
+    /// A disk of this daemon.
+    Disk,
+}
+
+/// What a client says of a block it stores.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its name.
+    pub key: Key,
+    /// The block before it, without which it would not be found.
+    pub parent: Option<Key>,
+    /// The client's own name for it; may be empty.
+    pub label: Box<[u8]>,
+    /// Answer only when it is on disk.
+    pub is_durable: bool,
+}
+
+/// A block, as `cgnctl kv ls` shows it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its name.
+    pub key: Key,
+    /// The fastest tier that has it.
+    pub tier: Tier,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What its client calls it.
+    pub label: Box<[u8]>,
+    /// Whether it stays in RAM.
+    pub is_pinned: bool,
+}
+
+/// Why the store did not do what was asked.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StoreError {
+    /// All memory is leased or pinned, or the shard is behind.
+    #[error("no memory is free: all of it is leased, pinned or being written; try again")]
+    Busy,
+    /// The block is larger than a block may be.
+    #[error("a block of {len} bytes is larger than the {max} that kv.limits.block_mib_max allows")]
+    TooLarge {
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// The namespace's quota is smaller than the block.
+    #[error("the namespace's quota has no room for this block; raise its quota_gib")]
+    QuotaExceeded,
+    /// The block before it is not stored, so nobody would find this one.
+    #[error("the parent block is not stored; store a prefix from its beginning")]
+    ParentMissing,
+    /// No client opened the namespace.
+    #[error("the namespace was not opened")]
+    UnknownNamespace,
+    /// The namespace could not be opened.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The daemon is stopping.
+    #[error("the daemon is draining and takes no more blocks")]
+    Draining,
+}
+
+/// The store, from one thread.
+#[derive(Clone)]
+pub struct Store {
+    house: House,
+    local: Option<Rc<Shard>>,
+}
+
+impl Store {
+    /// The store from the thread of `shard`.
+    pub fn of_shard(shard: Rc<Shard>) -> Store {
+        Store { house: shard.house().clone(), local: Some(shard) }
+    }
+
+    /// The store from a thread that has no shard.
+    pub fn remote(house: House) -> Store {
+        Store { house, local: None }
+    }
+
+    /// What all shards share.
+    pub fn house(&self) -> &House {
+        &self.house
+    }
+
+    /// The namespace called `name`.
+    ///
+    /// # Errors
+    /// [`StoreError::Namespace`].
+    pub fn namespace(&self, name: &str) -> Result<Arc<Namespace>, StoreError> {
+        Ok(self.house.namespaces.open(name)?)
+    }
+
+    /// Where each of `keys` lies.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] and [`StoreError::Draining`].
+    pub async fn lookup(&self, keys: &[Key]) -> Result<Vec<Option<Tier>>, StoreError> {
+        let shards = self.house.inboxes.len();
+        if let (1, Some(shard)) = (shards, &self.local) {
+            let mut tiers = Vec::with_capacity(keys.len());
+            shard.lookup(keys, &mut tiers);
+            return Ok(tiers);
+        }
+        let mut asked = Vec::with_capacity(shards);
+        for number in 0..shards {
+            let own: Vec<Key> =
+                keys.iter().filter(|key| key.shard(shards) == number).copied().collect();
+            if own.is_empty() {
+                asked.push(None);
+                continue;
+            }
+            let (reply, waiting) = reply();
+            self.send(number, Request::Lookup { keys: own, reply })?;
+            asked.push(Some(waiting));
+        }
+        let mut answers = Vec::with_capacity(shards);
+        for waiting in asked {
+            answers.push(match waiting {
+                Some(waiting) => waiting.answer().await.ok_or(StoreError::Draining)?.into_iter(),
+                None => Vec::new().into_iter(),
+            });
+        }
+        Ok(keys.iter().map(|key| answers[key.shard(shards)].next().flatten()).collect())
+    }
+
+    /// A lease on the block's bytes, from whatever tier has it; none if none does.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get(
+        &self,
+        key: Key,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Lease>, StoreError> {
+        match self.own(key) {
+            Some(shard) => shard.get(key, deadline).await,
+            None => self.ask(key, |reply| Request::Get { key, deadline, reply }).await?,
+        }
+    }
+
+    /// Memory to write a block of `len` bytes to.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reserve(&self, key: Key, len: usize) -> Result<Slot, StoreError> {
+        match self.own(key) {
+            Some(shard) => shard.reserve(key, len).await,
+            None => self.ask(key, |reply| Request::Reserve { key, len, reply }).await?,
+        }
+    }
+
+    /// Stores the block written to `slot`, which was reserved for the same key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn commit(&self, slot: Slot, about: About) -> Result<(), StoreError> {
+        let key = about.key;
+        match self.own(key) {
+            Some(shard) => shard.commit(slot, about).await.map(drop),
+            None => self.ask(key, |reply| Request::Commit { slot, about, reply }).await?,
+        }
+    }
+
+    /// Takes the block out of every tier. False if none had it.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] and [`StoreError::Draining`].
+    pub async fn remove(&self, key: Key) -> Result<bool, StoreError> {
+        match self.own(key) {
+            Some(shard) => Ok(shard.remove(key)),
+            None => self.ask(key, |reply| Request::Remove { key, reply }).await,
+        }
+    }
+
+    /// Keeps the block in RAM, or lets it go again. False if RAM does not hold it.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] and [`StoreError::Draining`].
+    pub async fn pin(&self, key: Key, is_pinned: bool) -> Result<bool, StoreError> {
+        match self.own(key) {
+            Some(shard) => Ok(shard.pin(key, is_pinned)),
+            None => self.ask(key, |reply| Request::Pin { key, is_pinned, reply }).await,
+        }
+    }
+
+    /// Brings blocks into RAM, those that come before `deadline`. Says how many are there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn prefetch(&self, keys: &[Key], deadline: Instant) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for &key in keys {
+            if Instant::now() >= deadline {
+                break;
+            }
+            count += usize::from(self.get(key, Some(deadline)).await?.is_some());
+        }
+        Ok(count)
+    }
+
+    /// Up to `max` blocks, and a cursor to go on with; a cursor of 0 begins and ends.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] and [`StoreError::Draining`].
+    pub async fn list(
+        &self,
+        namespace: Option<NamespaceId>,
+        cursor: u64,
+        max: usize,
+    ) -> Result<(Vec<Listed>, u64), StoreError> {
+        let shards = self.house.inboxes.len();
+        let (mut number, mut at) = ((cursor >> 32) as usize, cursor as u32);
+        let mut listed = Vec::new();
+        while number < shards {
+            let (reply, waiting) = reply();
+            let max = max.max(1).saturating_sub(listed.len());
+            self.send(number, Request::List { namespace, cursor: at, max, reply })?;
+            let (page, next) = waiting.answer().await.ok_or(StoreError::Draining)?;
+            listed.extend(page);
+            match next {
+                Some(next) => return Ok((listed, (number as u64) << 32 | u64::from(next))),
+                None => (number, at) = (number + 1, 0),
+            }
+        }
+        Ok((listed, 0))
+    }
+
+    /// Asks every shard to write down what it holds.
+    pub async fn measure(&self) {
+        for number in 0..self.house.inboxes.len() {
+            let (reply, waiting) = reply();
+            if self.send(number, Request::Measure { reply }).is_ok() {
+                waiting.answer().await;
+            }
+        }
+    }
+
+    /// Tells every shard to take no more blocks.
+    pub async fn drain(&self) {
+        for number in 0..self.house.inboxes.len() {
+            let (reply, waiting) = reply();
+            if self.send(number, Request::Drain { reply }).is_ok() {
+                waiting.answer().await;
+            }
+        }
+    }
+
+    fn own(&self, key: Key) -> Option<&Rc<Shard>> {
+        let owner = key.shard(self.house.inboxes.len());
+        self.local.as_ref().filter(|shard| shard.number() == owner)
+    }
+
+    fn send(&self, shard: usize, request: Request) -> Result<(), StoreError> {
+        self.house.inboxes[shard].send(request).map_err(|_| StoreError::Busy)
+    }
+
+    async fn ask<T>(
+        &self,
+        key: Key,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, StoreError> {
+        let (reply, waiting) = reply();
+        self.send(key.shard(self.house.inboxes.len()), request(reply))?;
+        waiting.answer().await.ok_or(StoreError::Draining)
+    }
+}
