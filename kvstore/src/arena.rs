@@ -13,6 +13,8 @@ pub mod space;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
 use atomic_waker::AtomicWaker;
 use crossbeam::queue::SegQueue;
@@ -177,18 +179,30 @@ impl Drop for Arena {
 #[derive(Debug, Default)]
 pub struct Freed {
     offsets: SegQueue<u64>,
+    /// Leases and regions let go so far; it may wrap.
+    releases: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl Freed {
-    /// Wakes `waker` when the next region comes back.
-    pub fn register(&self, waker: &std::task::Waker) {
-        self.waker.register(waker);
+    /// What [`Freed::released_since`] wants: take it before looking whether there is room.
+    pub fn releases(&self) -> u64 {
+        self.releases.load(Ordering::Acquire)
     }
 
-    /// Whether regions wait to be taken back.
-    pub fn is_empty(&self) -> bool {
-        self.offsets.is_empty()
+    /// Waits until something was let go after `releases` was taken. For one task at a time.
+    pub async fn released_since(&self, releases: u64) {
+        std::future::poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.releases() == releases { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
+    /// Something was let go, so that a block can be evicted or memory taken back.
+    pub fn note(&self) {
+        self.releases.fetch_add(1, Ordering::Release);
+        self.waker.wake();
     }
 }
 
@@ -329,6 +343,11 @@ impl Region {
         &self.arena
     }
 
+    /// Where it goes when it is dropped.
+    pub fn freed(&self) -> &Arc<Freed> {
+        &self.freed
+    }
+
     /// Whose block it holds.
     pub fn namespace(&self) -> &Arc<Namespace> {
         &self.namespace
@@ -339,7 +358,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         self.namespace.discharge(self.padded as u64);
         self.freed.offsets.push(self.offset - self.window_start);
-        self.freed.waker.wake();
+        self.freed.note();
     }
 }
 

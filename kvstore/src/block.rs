@@ -1,8 +1,9 @@
 //! A block in RAM, and a lease on it.
 //!
-//! A lease is a reference count: while one is held, on whatever thread, the block's memory is not
-//! given to another. The index holds one lease of each block it knows.
+//! A lease is a share of the block. The index holds one of each block it knows; when the last of the
+//! others is dropped, the shard is told, so that a write that waits for memory may evict the block.
 
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use crate::arena::{Region, Slot};
@@ -23,14 +24,54 @@ pub struct Block {
     hash: OnceLock<[u8; 32]>,
 }
 
-/// A share of a block. Its memory is reused when the last one is dropped.
-pub type Lease = Arc<Block>;
+/// A share of a block: its memory is not given to another while one is held, on whatever thread.
+#[derive(Debug)]
+pub struct Lease {
+    /// Empty only while it is being dropped.
+    block: Option<Arc<Block>>,
+}
+
+impl Lease {
+    /// How many there are of this block, this one included.
+    pub fn count(&self) -> usize {
+        self.block.as_ref().map_or(0, Arc::strong_count)
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Lease {
+        Lease { block: self.block.clone() }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Block;
+
+    fn deref(&self) -> &Block {
+        // `Drop` alone empties it, and nothing can look at a value after that.
+        self.block.as_deref().expect("a lease holds a block")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(block) = self.block.take() else { return };
+        let (rest, freed) = (Arc::downgrade(&block), Arc::clone(block.region.freed()));
+        drop(block);
+        // With one left, it is the index's: who waits for room may evict the block now. Counted after
+        // this share is gone, so of several that go at once the last one sees it.
+        if rest.strong_count() <= 1 {
+            freed.note();
+        }
+    }
+}
 
 impl Block {
     /// Ends the writing of `slot`: from here on the block is read only.
     pub fn seal(slot: Slot, key: Key, parent: Option<Key>, label: Box<[u8]>) -> Lease {
         let (region, len) = slot.into_parts();
-        Arc::new(Block { region, len, key, parent, label, hash: OnceLock::new() })
+        let hash = OnceLock::new();
+        Lease { block: Some(Arc::new(Block { region, len, key, parent, label, hash })) }
     }
 
     /// Its bytes.

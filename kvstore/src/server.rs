@@ -73,6 +73,8 @@ pub enum StartError {
 pub struct Server {
     /// Where metrics are served.
     pub metrics: SocketAddr,
+    /// What its shards share: a thread without a shard asks them by [`Store::remote`].
+    pub house: House,
     is_stopping: Arc<AtomicBool>,
     shards: Vec<JoinHandle<()>>,
 }
@@ -112,7 +114,7 @@ impl Server {
                 is_stopping: is_stopping.clone(),
             })?);
         }
-        Ok(Server { metrics, is_stopping, shards })
+        Ok(Server { metrics, house, is_stopping, shards })
     }
 
     /// Takes no more blocks, lets what is being written be written, and ends the threads.

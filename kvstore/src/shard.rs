@@ -10,10 +10,8 @@ mod room;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
 use crate::arena::Memory;
 use crate::config::Limits;
@@ -99,18 +97,16 @@ impl Shard {
         }
     }
 
-    /// Rings `room` when a region came back from any thread, while somebody waits for one.
+    /// Rings `room` when a lease was let go on any thread, while somebody waits for one.
     async fn watch_memory(self: Rc<Self>) {
         let freed = self.state.borrow().memory.freed().clone();
         loop {
             let wanted = self.wanted.rings();
-            poll_fn(|context| {
-                freed.register(context.waker());
-                if freed.is_empty() { Poll::Pending } else { Poll::Ready(()) }
-            })
-            .await;
+            let releases = freed.releases();
             self.room.ring();
-            // Regions come back all the time; only one that is waited for is worth a look.
+            freed.released_since(releases).await;
+            self.room.ring();
+            // Leases come back all the time; only one that is waited for is worth a look.
             self.wanted.rung_since(wanted).await;
         }
     }

@@ -1,7 +1,6 @@
 //! Putting a block in its place: from here on others find it.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::Shard;
 use crate::arena::Slot;
@@ -49,7 +48,7 @@ impl Shard {
         let Some(entry) = state.index.get_mut(id) else { return Err(StoreError::Busy) };
         let had_children = entry.children > 0;
         let old_parent = std::mem::replace(&mut entry.parent, block.parent());
-        let old = entry.ram.replace(Arc::clone(&block));
+        let old = entry.ram.replace(block.clone());
         entry.touches = 0;
         if old.is_some() {
             state.eviction.remove(id);

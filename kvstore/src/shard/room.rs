@@ -109,7 +109,7 @@ impl Shard {
                     && !entry.is_leaving
                     && namespace.is_none_or(|namespace| entry.key.namespace == namespace.id)
                     // A leased block's memory would not come back: nothing is won by forgetting it.
-                    && entry.ram.as_ref().is_some_and(|block| Arc::strong_count(block) == 1)
+                    && entry.ram.as_ref().is_some_and(|block| block.count() == 1)
             })
         };
         let victim = match eviction.victim(may_go) {
