@@ -103,6 +103,7 @@ impl Arena {
         let memories = (0..shards).map(|shard| Memory {
             arena: arena.clone(),
             window_start: shard as u64 * window,
+            budget_bytes,
             space: space(),
             freed: Arc::default(),
         });
@@ -230,6 +231,7 @@ pub enum MemoryError {
 pub struct Memory {
     arena: Arc<Arena>,
     window_start: u64,
+    budget_bytes: u64,
     space: Space,
     freed: Arc<Freed>,
 }
@@ -289,6 +291,11 @@ impl Memory {
     /// Bytes resident: in use, or kept warm for the next block.
     pub fn resident_bytes(&self) -> u64 {
         self.space.resident_bytes()
+    }
+
+    /// Bytes that may be resident.
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
     }
 
     /// The arena this is a share of.

@@ -32,6 +32,14 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The same, with a hash that is known already. To be called before the block is shared.
+    #[must_use]
+    pub fn with_hash(self, hash: [u8; 32]) -> Lease {
+        // A second hash would be the same, or the block would have been refused when it was read.
+        let _ = self.hash.set(hash);
+        self
+    }
+
     /// How many there are of this block, this one included.
     pub fn count(&self) -> usize {
         self.block.as_ref().map_or(0, Arc::strong_count)

@@ -83,13 +83,20 @@ pub struct Limits {
     pub block_mib_max: u64,
     /// How long a write waits while all memory is leased, in milliseconds.
     pub reserve_wait_ms: u64,
+    /// Blocks on their way into RAM at once, for each shard.
+    pub loads_max: usize,
     /// Namespaces the daemon knows at once.
     pub namespaces_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { block_mib_max: 512, reserve_wait_ms: 1_000, namespaces_max: 1_024 }
+        Limits {
+            block_mib_max: 512,
+            reserve_wait_ms: 1_000,
+            loads_max: 1_024,
+            namespaces_max: 1_024,
+        }
     }
 }
 

@@ -20,8 +20,10 @@ pub struct Entry<P> {
     pub key: Key,
     /// The block before it, which lives on the shard of that key.
     pub parent: Option<Key>,
-    /// Blocks that come after it, on any shard.
+    /// Blocks that come after it, on any shard, in any tier.
     pub children: u32,
+    /// Those of them that lie in RAM: while there are any, this one does not leave RAM.
+    pub children_in_ram: u32,
     /// Its bytes in RAM.
     pub ram: Option<Lease>,
     /// Its place on disk.
@@ -86,6 +88,7 @@ impl<P> Index<P> {
             key,
             parent: None,
             children: 0,
+            children_in_ram: 0,
             ram: None,
             disk: None,
             touches: 0,
@@ -107,23 +110,20 @@ impl<P> Index<P> {
         Some(id)
     }
 
-    /// Forgets the entry if nothing holds it any more, and says whose child it was.
-    pub fn settle(&mut self, id: u32) -> Option<Key> {
-        let entry = self.get(id)?;
+    /// Forgets the entry if nothing holds it any more. One with children stays as the place where they
+    /// are counted, but is nobody's child until it is stored again.
+    pub fn settle(&mut self, id: u32) {
+        let Some(entry) = self.get_mut(id) else { return };
         if entry.is_present() || entry.is_leaving {
-            return None;
+            return;
         }
-        let parent = entry.parent;
-        if entry.children > 0 {
-            // It counts its children still, but is nobody's child until it is stored again.
-            self.get_mut(id)?.parent = None;
-        } else {
+        entry.parent = None;
+        if entry.children == 0 {
             let key = entry.key;
             self.ids.remove(&key);
             self.entries[id as usize] = None;
             self.free.push(id);
         }
-        parent
     }
 
     /// Number of entries.
@@ -163,27 +163,25 @@ mod tests {
         let id = index.enter(key(1)).unwrap();
         assert_eq!(index.enter(key(1)), Some(id));
         index.get_mut(id).unwrap().disk = Some(7);
-        index.get_mut(id).unwrap().parent = Some(key(9));
-        assert_eq!(index.settle(id), None);
+        index.settle(id);
         assert_eq!(index.len(), 1);
         index.get_mut(id).unwrap().disk = None;
-        assert_eq!(index.settle(id), Some(key(9)));
+        index.settle(id);
         assert!(index.is_empty());
         assert_eq!(index.enter(key(2)), Some(id));
     }
 
     #[test]
-    fn a_parent_that_is_gone_still_counts_its_children_and_is_disowned_once() {
+    fn a_parent_that_is_gone_still_counts_its_children_and_is_nobodys_child() {
         let mut index: Index<u64> = Index::default();
         let id = index.enter(key(1)).unwrap();
         let entry = index.get_mut(id).unwrap();
         entry.children = 1;
         entry.parent = Some(key(9));
-        assert_eq!(index.settle(id), Some(key(9)));
-        assert_eq!(index.settle(id), None);
-        assert_eq!(index.len(), 1);
+        index.settle(id);
+        assert_eq!(index.get(id).unwrap().parent, None);
         index.get_mut(id).unwrap().children = 0;
-        assert_eq!(index.settle(id), None);
+        index.settle(id);
         assert!(index.is_empty());
     }
 }

@@ -14,6 +14,7 @@ pub mod admin;
 pub mod arena;
 pub mod block;
 pub mod config;
+pub mod disk;
 pub mod eviction;
 pub mod index;
 pub mod key;

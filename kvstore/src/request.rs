@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::arena::Slot;
 use crate::block::Lease;
+use crate::disk::Event;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Reply;
 use crate::shard::Shard;
@@ -58,7 +59,7 @@ pub enum Request {
         /// Which.
         key: Key,
         /// Whether it was there.
-        reply: Reply<bool>,
+        reply: Reply<Result<bool, StoreError>>,
     },
     /// Keep a block in RAM, or let it go.
     Pin {
@@ -76,11 +77,17 @@ pub enum Request {
         /// Whether that is there.
         reply: Reply<bool>,
     },
-    /// A child of `parent` is gone.
-    Disown {
-        /// The block it followed.
+    /// The counts of a block's children change.
+    Relate {
+        /// The block they follow.
         parent: Key,
+        /// By how many in all.
+        children: i32,
+        /// By how many in RAM.
+        in_ram: i32,
     },
+    /// The disk gave up or moved a block.
+    Disk(Event),
     /// Blocks, piece by piece.
     List {
         /// Only of this namespace.
@@ -120,12 +127,15 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
             later(shard, async move |shard| reply.send(shard.reserve(key, len).await));
         }
         Request::Commit { slot, about, reply } => later(shard, async move |shard| {
-            reply.send(shard.commit(slot, about).await.map(drop));
+            reply.send(shard.commit(slot, about).await);
         }),
-        Request::Remove { key, reply } => reply.send(shard.remove(key)),
+        Request::Remove { key, reply } => {
+            later(shard, async move |shard| reply.send(shard.remove(key).await));
+        }
         Request::Pin { key, is_pinned, reply } => reply.send(shard.pin(key, is_pinned)),
         Request::Adopt { parent, reply } => reply.send(shard.adopt(parent)),
-        Request::Disown { parent } => shard.disown(parent),
+        Request::Relate { parent, children, in_ram } => shard.relate(parent, children, in_ram),
+        Request::Disk(event) => shard.disk_event(event),
         Request::List { namespace, cursor, max, reply } => {
             reply.send(shard.list(namespace, cursor, max));
         }

@@ -177,7 +177,7 @@ fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
 /// The life of a shard's thread.
 async fn live(birth: Birth) {
     let Birth { number, house, memory, config, metrics, is_stopping } = birth;
-    let shard = Shard::new(number, house, memory, config.shard_bytes());
+    let shard = Shard::new(number, house, memory, None);
     let store = Store::of_shard(shard.clone());
     glommio::spawn_local(shard.clone().run()).detach();
     if let Some(listener) = metrics {

@@ -1,17 +1,21 @@
 //! One core's share of the store: its index, its memory, its eviction.
 //!
 //! Only the thread that made a shard touches it; others send a [`Request`](crate::request::Request) to
-//! its inbox. What takes one step is here; [`get`], [`room`] and [`commit`] wait for tiers and have
-//! files of their own. It knows no door and no protocol.
+//! its inbox. What takes one step is here; [`load`], [`room`], [`commit`]
+//! and [`spill`] wait for tiers and have files of their own; [`kin`] keeps parents before children. It knows no door and no protocol.
 
 mod commit;
-mod get;
+mod kin;
+mod load;
 mod room;
+mod spill;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+
+use load::Load;
 
 use crate::arena::Memory;
 use crate::config::Limits;
@@ -25,8 +29,11 @@ use crate::signal::Signal;
 use crate::stats::Stats;
 use crate::store::{Listed, Tier};
 
-/// A place on disk.
-pub type Place = u64;
+pub use crate::disk::absent::Absent as Device;
+pub use crate::disk::place::Place;
+
+/// A shard's disk.
+pub type Disk = crate::disk::Disk<Device>;
 
 /// What a shard owns, changed only between two waits.
 struct State {
@@ -57,16 +64,19 @@ pub struct Shard {
     room: Signal,
     /// Rings when somebody begins to wait for room.
     wanted: Signal,
-    /// Keys on their way into RAM; the signal rings when one has arrived or will not.
-    loading: RefCell<HashMap<Key, Rc<Signal>>>,
+    /// Keys on their way into RAM.
+    loading: RefCell<HashMap<Key, Rc<Load>>>,
+    /// Blocks on their way to disk because they leave RAM.
+    spills: Cell<usize>,
+    disk: Option<Rc<Disk>>,
     is_draining: Cell<bool>,
 }
 
 impl Shard {
     /// A shard with the memory given to it. Its requests are served once [`Shard::run`] is polled.
-    pub fn new(number: usize, house: House, memory: Memory, budget_bytes: u64) -> Rc<Shard> {
-        let state =
-            State { index: Index::default(), memory, eviction: Eviction::new(budget_bytes) };
+    pub fn new(number: usize, house: House, memory: Memory, disk: Option<Rc<Disk>>) -> Rc<Shard> {
+        let eviction = Eviction::new(memory.budget_bytes());
+        let state = State { index: Index::default(), memory, eviction };
         Rc::new(Shard {
             number,
             house,
@@ -74,6 +84,8 @@ impl Shard {
             room: Signal::default(),
             wanted: Signal::default(),
             loading: RefCell::default(),
+            spills: Cell::new(0),
+            disk,
             is_draining: Cell::new(false),
         })
     }
@@ -124,16 +136,6 @@ impl Shard {
         }));
     }
 
-    /// Takes the block out of every tier. False if none had it.
-    pub fn remove(&self, key: Key) -> bool {
-        let mut state = self.state.borrow_mut();
-        let Some((id, entry)) = state.index.find(&key) else { return false };
-        let was_present = entry.is_present();
-        self.take_from_ram(&mut state, id);
-        self.settle(&mut state, id);
-        was_present
-    }
-
     /// Keeps the block in RAM, or lets it go again. False if RAM does not hold it.
     pub fn pin(&self, key: Key, is_pinned: bool) -> bool {
         let mut state = self.state.borrow_mut();
@@ -143,36 +145,6 @@ impl Shard {
         };
         entry.is_pinned = is_pinned;
         true
-    }
-
-    /// Counts a new child of `parent` that lies in RAM. False if no tier has the parent.
-    pub fn adopt(&self, parent: Key) -> bool {
-        let mut state = self.state.borrow_mut();
-        let Some(id) = state.index.id(&parent) else { return false };
-        let Some(entry) = state.index.get_mut(id).filter(|entry| entry.is_present()) else {
-            return false;
-        };
-        entry.children += 1;
-        if entry.children == 1 {
-            state.eviction.park(id);
-        }
-        true
-    }
-
-    /// A child of `parent` is gone from every tier.
-    pub fn disown(&self, parent: Key) {
-        let mut state = self.state.borrow_mut();
-        let Some(id) = state.index.id(&parent) else { return };
-        let Some(entry) = state.index.get_mut(id) else { return };
-        entry.children = entry.children.saturating_sub(1);
-        if entry.children == 0 {
-            if entry.ram.is_some() {
-                state.eviction.unpark(id);
-            }
-            self.settle(&mut state, id);
-        }
-        // A waiting reservation may take the parent now.
-        self.room.ring();
     }
 
     /// Up to `max` blocks from id `cursor` on, and where to go on; none: that was all.
@@ -193,7 +165,11 @@ impl Shard {
                 listed.push(Listed {
                     key: entry.key,
                     tier: if entry.ram.is_some() { Tier::Ram } else { Tier::Disk },
-                    bytes: entry.ram.as_ref().map_or(0, |block| block.len() as u64),
+                    bytes: match (&entry.ram, &entry.disk) {
+                        (Some(block), _) => block.len() as u64,
+                        (None, Some(place)) => place.len,
+                        (None, None) => 0,
+                    },
                     label: entry.ram.as_ref().map(|block| block.label().into()).unwrap_or_default(),
                     is_pinned: entry.is_pinned,
                 });
@@ -213,35 +189,5 @@ impl Shard {
         let used = state.memory.used_bytes();
         let resident = state.memory.resident_bytes();
         self.house.stats.shard(self.number, state.index.len() as u64, used, resident);
-    }
-
-    fn take_from_ram(&self, state: &mut State, id: u32) {
-        let Some(entry) = state.index.get_mut(id) else { return };
-        if let Some(block) = entry.ram.take() {
-            entry.is_pinned = false;
-            state.eviction.remove(id);
-            drop(block);
-        }
-    }
-
-    /// Forgets an entry that holds nothing, and tells its parent's shard.
-    fn settle(&self, state: &mut State, id: u32) {
-        if let Some(parent) = state.index.settle(id) {
-            self.tell_disowned(parent);
-        }
-    }
-
-    fn tell_disowned(&self, parent: Key) {
-        let inboxes = self.house.inboxes.clone();
-        let shard = parent.shard(inboxes.len());
-        // Also to itself by the inbox: a chain of a thousand blocks must not become as deep a recursion.
-        let mut request = Request::Disown { parent };
-        glommio::spawn_local(async move {
-            while let Err(back) = inboxes[shard].send(request) {
-                request = back;
-                glommio::executor().yield_now().await;
-            }
-        })
-        .detach();
     }
 }

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 /// The bell.
 #[derive(Debug, Default)]
@@ -40,5 +41,26 @@ impl Signal {
             Poll::Pending
         })
         .await;
+    }
+
+    /// As [`Signal::rung_since`], on glommio's clock; false if `deadline` came first.
+    pub async fn rung_before(&self, rings: u64, deadline: Option<Instant>) -> bool {
+        let Some(deadline) = deadline else {
+            self.rung_since(rings).await;
+            return true;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let rung = async {
+            self.rung_since(rings).await;
+            true
+        };
+        let late = async {
+            glommio::timer::sleep(left).await;
+            false
+        };
+        futures_lite::future::or(rung, late).await
     }
 }

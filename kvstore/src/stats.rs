@@ -12,12 +12,10 @@ pub struct Stats {
     registry: Registry,
     /// Blocks asked for, by the tier that had them, or `none`.
     pub lookups: IntCounterVec,
-    /// Blocks stored.
-    pub stored: IntCounter,
-    /// Bytes of blocks stored.
-    pub stored_bytes: IntCounter,
-    /// Bytes of blocks handed out.
-    pub served_bytes: IntCounter,
+    ram_hits: IntCounter,
+    stored: IntCounter,
+    stored_bytes: IntCounter,
+    served_bytes: IntCounter,
     /// Blocks that made room for others.
     pub evictions: IntCounter,
     /// Stores refused, by reason.
@@ -63,12 +61,11 @@ impl Stats {
             "Bytes of RAM that may be resident for blocks.",
         ))?;
         registry.register(Box::new(budget_bytes.clone()))?;
+        let lookups =
+            counters("lookups_total", "Blocks asked for, by the tier that had them.", &["tier"])?;
         Ok(Stats {
-            lookups: counters(
-                "lookups_total",
-                "Blocks asked for, by the tier that had them.",
-                &["tier"],
-            )?,
+            ram_hits: lookups.with_label_values(&["ram"]),
+            lookups,
             stored: counter("blocks_stored_total", "Blocks stored by clients.")?,
             stored_bytes: counter("stored_bytes_total", "Bytes of blocks stored by clients.")?,
             served_bytes: counter("served_bytes_total", "Bytes of blocks handed to clients.")?,
@@ -94,6 +91,18 @@ impl Stats {
             budget_bytes,
             registry,
         })
+    }
+
+    /// A block of so many bytes was found in RAM.
+    pub fn hit_in_ram(&self, bytes: u64) {
+        self.ram_hits.inc();
+        self.served_bytes.inc_by(bytes);
+    }
+
+    /// A block of so many bytes was stored.
+    pub fn stored(&self, bytes: u64) {
+        self.stored.inc();
+        self.stored_bytes.inc_by(bytes);
     }
 
     /// What one shard holds now.

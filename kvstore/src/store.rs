@@ -78,6 +78,12 @@ pub enum StoreError {
     /// The namespace could not be opened.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// Durability was asked for, and there is no disk.
+    #[error("there is no disk to keep the block on; set kv.ssd_dir, or do not ask for durability")]
+    NoDisk,
+    /// The disk did not keep the block, or not forget it.
+    #[error("the disk failed: {0}")]
+    Disk(String),
     /// The daemon is stopping.
     #[error("the daemon is draining and takes no more blocks")]
     Draining,
@@ -180,7 +186,7 @@ impl Store {
     pub async fn commit(&self, slot: Slot, about: About) -> Result<(), StoreError> {
         let key = about.key;
         match self.own(key) {
-            Some(shard) => shard.commit(slot, about).await.map(drop),
+            Some(shard) => shard.commit(slot, about).await,
             None => self.ask(key, |reply| Request::Commit { slot, about, reply }).await?,
         }
     }
@@ -191,8 +197,8 @@ impl Store {
     /// [`StoreError::Busy`] and [`StoreError::Draining`].
     pub async fn remove(&self, key: Key) -> Result<bool, StoreError> {
         match self.own(key) {
-            Some(shard) => Ok(shard.remove(key)),
-            None => self.ask(key, |reply| Request::Remove { key, reply }).await,
+            Some(shard) => shard.remove(key).await,
+            None => self.ask(key, |reply| Request::Remove { key, reply }).await?,
         }
     }
 

@@ -1,65 +1,79 @@
-//! Putting a block in its place: from here on others find it.
+//! Putting a block in its place, and taking it out: from here on others find it, or do not.
 
 use std::rc::Rc;
 
-use super::Shard;
+use super::{Place, Shard};
 use crate::arena::Slot;
 use crate::block::{Block, Lease};
 use crate::key::Key;
-use crate::mesh::reply;
-use crate::request::Request;
+use crate::namespace::WritePolicy;
 use crate::store::{About, StoreError};
 
 impl Shard {
-    /// Stores the block written to `slot`. One that has the same key is replaced.
+    /// Stores the block written to `slot`. One that has the same key is replaced, on disk too.
     ///
     /// # Errors
-    /// [`StoreError`]: the parent is not there, or there are too many blocks.
-    pub async fn commit(self: &Rc<Self>, slot: Slot, about: About) -> Result<Lease, StoreError> {
+    /// [`StoreError`]: the parent is not there, there are too many blocks, or the block could not be
+    /// made durable where that was asked for; then it is in RAM all the same.
+    pub async fn commit(self: &Rc<Self>, slot: Slot, about: About) -> Result<(), StoreError> {
         if let Some(parent) = about.parent
             && !self.adopted(parent).await?
         {
             return Err(StoreError::ParentMissing);
         }
         let block = Block::seal(slot, about.key, about.parent, about.label);
-        let parent = about.parent;
-        self.install(block).inspect_err(|_| {
-            if let Some(parent) = parent {
-                self.tell_disowned(parent);
-            }
-        })
-    }
-
-    /// Asks the parent's shard to count a child. A key cannot be its own ancestor: digests are chained.
-    async fn adopted(self: &Rc<Self>, parent: Key) -> Result<bool, StoreError> {
-        let inboxes = &self.house.inboxes;
-        let shard = parent.shard(inboxes.len());
-        if shard == self.number {
-            return Ok(self.adopt(parent));
+        self.house.stats.stored(block.len() as u64);
+        let is_through = block.namespace().rules.write == WritePolicy::Through;
+        let old_place =
+            self.install(&block).inspect_err(|_| self.tell_parent(about.parent, -1, -1))?;
+        if about.is_durable || is_through {
+            self.write_down(block).await
+        } else if let Some(place) = old_place {
+            // The old value must not come back after a crash in place of the one acknowledged now.
+            self.erase(about.key, place).await
+        } else {
+            Ok(())
         }
-        let (reply, waiting) = reply();
-        inboxes[shard].send(Request::Adopt { parent, reply }).map_err(|_| StoreError::Busy)?;
-        waiting.answer().await.ok_or(StoreError::Draining)
     }
 
-    fn install(&self, block: Lease) -> Result<Lease, StoreError> {
+    /// Takes the block out of every tier. False if none had it.
+    ///
+    /// # Errors
+    /// [`StoreError::Disk`] if the disk could not note that it is gone.
+    pub async fn remove(self: &Rc<Self>, key: Key) -> Result<bool, StoreError> {
+        let (was_present, place) = {
+            let state = &mut *self.state.borrow_mut();
+            let Some(id) = state.index.id(&key) else { return Ok(false) };
+            let taken = self.alter(state, id, |entry| {
+                let was_present = entry.is_present();
+                entry.ram = None;
+                (was_present, entry.disk.take())
+            });
+            taken.unwrap_or((false, None))
+        };
+        self.room.ring();
+        if let Some(place) = place {
+            self.erase(key, place).await?;
+        }
+        Ok(was_present)
+    }
+
+    /// Puts the block into the index. Says where the one it replaces lay on disk.
+    fn install(&self, block: &Lease) -> Result<Option<Place>, StoreError> {
         let state = &mut *self.state.borrow_mut();
         let Some(id) = state.index.enter(block.key()) else { return Err(StoreError::Busy) };
-        let Some(entry) = state.index.get_mut(id) else { return Err(StoreError::Busy) };
-        let had_children = entry.children > 0;
-        let old_parent = std::mem::replace(&mut entry.parent, block.parent());
-        let old = entry.ram.replace(block.clone());
-        entry.touches = 0;
-        if old.is_some() {
-            state.eviction.remove(id);
-        }
-        state.eviction.insert(id, block.key().fingerprint(), block.charged_bytes());
-        if had_children {
-            state.eviction.park(id);
-        }
-        if let Some(parent) = old_parent {
-            self.tell_disowned(parent);
-        }
-        Ok(block)
+        let old_place = self.alter(state, id, |entry| {
+            entry.parent = block.parent();
+            entry.ram = Some(block.clone());
+            entry.touches = 0;
+            entry.disk.take()
+        });
+        Ok(old_place.flatten())
+    }
+
+    async fn erase(&self, key: Key, place: Place) -> Result<(), StoreError> {
+        let Some(disk) = self.disk.clone() else { return Ok(()) };
+        let task = glommio::spawn_local(async move { disk.remove(key, &place).await });
+        task.await.map_err(|error| StoreError::Disk(error.to_string()))
     }
 }

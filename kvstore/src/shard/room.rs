@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::spill::SPILLS_MAX;
 use super::{Shard, State};
 use crate::arena::{MemoryError, PAGE_BYTES, Slot};
 use crate::key::Key;
@@ -45,30 +46,13 @@ impl Shard {
                 Err(Want::Room) => {}
             }
             self.wanted.ring();
-            if !self.rung_before(rings, deadline).await {
+            if !self.room.rung_before(rings, Some(deadline)).await {
                 return Err(StoreError::Busy);
             }
         }
     }
 
-    /// Waits for room to ring after `rings`. False if `deadline` came first.
-    async fn rung_before(&self, rings: u64, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        let rung = async {
-            self.room.rung_since(rings).await;
-            true
-        };
-        let late = async {
-            glommio::timer::sleep(left).await;
-            false
-        };
-        futures_lite::future::or(rung, late).await
-    }
-
-    fn try_reserve(&self, namespace: &Arc<Namespace>, len: usize) -> Result<Slot, Want> {
+    fn try_reserve(self: &Rc<Self>, namespace: &Arc<Namespace>, len: usize) -> Result<Slot, Want> {
         let state = &mut *self.state.borrow_mut();
         let bytes = len.max(1).next_multiple_of(PAGE_BYTES) as u64;
         if namespace.rules.quota_bytes.is_some_and(|quota| quota < bytes) {
@@ -100,8 +84,16 @@ impl Shard {
         Err(Want::Nothing(StoreError::Busy))
     }
 
-    /// Lets the next block go, of `namespace` only if one is named.
-    fn evict(&self, state: &mut State, namespace: Option<&Arc<Namespace>>) -> Result<(), Want> {
+    /// Lets the next block go, of `namespace` only if one is named. One that is worth it goes to disk
+    /// first: then there is no room yet, but there will be.
+    fn evict(
+        self: &Rc<Self>,
+        state: &mut State,
+        namespace: Option<&Arc<Namespace>>,
+    ) -> Result<(), Want> {
+        if self.spills.get() >= SPILLS_MAX {
+            return Err(Want::Room);
+        }
         let State { index, eviction, .. } = state;
         let may_go = |id| {
             index.get(id).is_some_and(|entry| {
@@ -112,16 +104,14 @@ impl Shard {
                     && entry.ram.as_ref().is_some_and(|block| block.count() == 1)
             })
         };
-        let victim = match eviction.victim(may_go) {
-            None => eviction.victim_thorough(may_go),
-            found => found,
-        };
+        let victim = eviction.victim(may_go).or_else(|| eviction.victim_thorough(may_go));
         let Some(id) = victim else { return Err(Want::Room) };
         self.house.stats.evictions.inc();
-        if let Some(entry) = index.get_mut(id) {
-            entry.ram = None;
+        if index.get(id).is_some_and(|entry| self.is_worth_writing(entry)) {
+            self.spill(state, id);
+        } else {
+            self.alter(state, id, |entry| entry.ram = None);
         }
-        self.settle(state, id);
         Ok(())
     }
 }

@@ -1,0 +1,207 @@
+//! Making room: the oldest segment's blocks are written again if they were read, else given up.
+//!
+//! [`plan`] decides and is pure; [`Cleaner`] does, one block a step, so that the caller can put its
+//! steps between the reads and writes of clients.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::device::{Buffer, Device, Pages};
+use super::ledger::Live;
+use super::place::Segment;
+use super::record::{PAGE_BYTES, span_bytes};
+use super::tier::{Intent, count};
+use super::writer::{Shelf, Writer};
+use super::{DiskError, Event, reader};
+use crate::key::Key;
+use crate::signal::Signal;
+
+/// The share of a segment, in parts of eight, that is written again at most: at one half each byte of
+/// room costs at most one byte of copying, so write amplification stays below 2.
+const KEPT_EIGHTHS_MAX: u64 = 4;
+
+/// What became of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is room enough: nothing was done.
+    Idle,
+    /// A block was moved, or a segment made free.
+    Worked,
+}
+
+/// Which live records of a segment are worth writing again: those read most often since they were
+/// written, as many as fit half a segment; in the order they lie.
+pub fn plan(mut live: Vec<Live>, segment_bytes: u64) -> VecDeque<Live> {
+    live.retain(|live| live.reads > 0);
+    // A stable sort: of equals the older goes first, for its place costs as much.
+    live.sort_by_key(|live| std::cmp::Reverse(live.reads));
+    let mut room = segment_bytes / 8 * KEPT_EIGHTHS_MAX;
+    live.retain(|live| {
+        let span = span_bytes(live.place.len);
+        let fits = span <= room;
+        room -= if fits { span } else { 0 };
+        fits
+    });
+    live.sort_by_key(|live| live.place.page);
+    live.into()
+}
+
+struct Cleaning {
+    segment: Segment,
+    to_move: VecDeque<Live>,
+}
+
+/// One shard's cleaner.
+pub struct Cleaner<D> {
+    shelf: Rc<Shelf<D>>,
+    cleaning: RefCell<Option<Cleaning>>,
+    moving: Cell<Option<Key>>,
+    moved: Signal,
+    free_min: usize,
+}
+
+impl<D: Device> Cleaner<D> {
+    /// A cleaner that keeps `free_min` segments free.
+    pub fn new(shelf: Rc<Shelf<D>>, free_min: usize) -> Cleaner<D> {
+        let (cleaning, moving, moved) = (RefCell::new(None), Cell::new(None), Signal::default());
+        Cleaner { shelf, cleaning, moving, moved, free_min }
+    }
+
+    /// Moves one block or frees one segment. A block is given up, not moved, if the key is not
+    /// `movable`: it belongs to another shard, or another value of it is being written. So a copy never
+    /// comes to lie behind what takes its place, where a start would take it for the later one.
+    ///
+    /// # Errors
+    /// [`DiskError`] of the copy: its block is given up with the segment.
+    pub async fn step(
+        &self,
+        writer: &Writer<D>,
+        movable: impl Fn(&Key) -> bool,
+    ) -> Result<Step, DiskError> {
+        if self.cleaning.borrow().is_none() && !self.begin() {
+            return Ok(Step::Idle);
+        }
+        let next = self.cleaning.borrow_mut().as_mut().and_then(|it| it.to_move.pop_front());
+        match next {
+            Some(live) if movable(&live.key) => {
+                let turn = Moving::begin(&self.moving, &self.moved, live.key);
+                let result = self.move_one(writer, live).await;
+                drop(turn);
+                result?;
+            }
+            Some(_) => {}
+            None => {
+                let done = self.cleaning.borrow_mut().take();
+                if let Some(done) = done {
+                    self.shelf.empty(done.segment);
+                }
+            }
+        }
+        Ok(Step::Worked)
+    }
+
+    /// Waits until the block of `key` is not being moved.
+    pub async fn settled(&self, key: &Key) {
+        loop {
+            let rings = self.moved.rings();
+            if self.moving.get().as_ref() != Some(key) {
+                return;
+            }
+            self.moved.rung_since(rings).await;
+        }
+    }
+
+    fn begin(&self) -> bool {
+        let ledger = &self.shelf.tier.ledger;
+        if ledger.free_segments() >= self.free_min {
+            return false;
+        }
+        let Some(segment) = ledger.take_oldest() else { return false };
+        let layout = self.shelf.tier.layouts.get(usize::from(segment.device));
+        let segment_bytes = layout.map_or(0, |layout| layout.segment_bytes);
+        let to_move = plan(ledger.live(segment), segment_bytes);
+        *self.cleaning.borrow_mut() = Some(Cleaning { segment, to_move });
+        true
+    }
+
+    async fn move_one(&self, writer: &Writer<D>, live: Live) -> Result<(), DiskError> {
+        let Live { key, place, .. } = live;
+        let tier = &self.shelf.tier;
+        if !tier.ledger.is_live(&place) {
+            return Ok(());
+        }
+        let pages = place.len.div_ceil(PAGE_BYTES as u64) as usize;
+        let into = Buffer::Pages(Pages::new(pages));
+        let (about, value) = reader::read(&self.shelf, key, &place, into).await?;
+        let intent = Intent::Copy { about, from: place };
+        let to = writer.append(key, place.version, intent, Some(value)).await?;
+        count(&tier.counters.moved, 1);
+        // It may have been forgotten on the way; then the copy is, too.
+        if tier.ledger.is_live(&to) {
+            (self.shelf.events)(Event::Moved { key, from: place, to });
+        }
+        Ok(())
+    }
+}
+
+struct Moving<'a> {
+    moving: &'a Cell<Option<Key>>,
+    moved: &'a Signal,
+}
+
+impl<'a> Moving<'a> {
+    fn begin(moving: &'a Cell<Option<Key>>, moved: &'a Signal, key: Key) -> Moving<'a> {
+        moving.set(Some(key));
+        Moving { moving, moved }
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.moving.set(None);
+        self.moved.ring();
+    }
+}
+
+impl<D> Drop for Cleaner<D> {
+    fn drop(&mut self) {
+        // A segment half cleaned is as good as before.
+        if let Some(cleaning) = self.cleaning.get_mut().take() {
+            self.shelf.tier.ledger.reseal(cleaning.segment);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::place::Place;
+    use crate::key::{Name, NamespaceId};
+
+    proptest! {
+        #[test]
+        fn what_is_kept_was_read_fits_half_a_segment_and_leaves_out_nothing_better(
+            blocks in proptest::collection::vec((0u8..4, 0u64..100_000), 0..60),
+        ) {
+            let segment = Segment { device: 0, number: 0 };
+            let live: Vec<Live> = blocks.iter().enumerate().map(|(page, &(reads, len))| Live {
+                key: Key::new(NamespaceId([0; 16]), Name([page as u8; 32])),
+                place: Place { segment, sequence: 1, page: page as u32, version: 1, len },
+                reads,
+            }).collect();
+            let kept = plan(live.clone(), 1 << 20);
+            let bytes: u64 = kept.iter().map(|live| span_bytes(live.place.len)).sum();
+            prop_assert!(bytes <= 1 << 19);
+            prop_assert!(kept.iter().all(|live| live.reads > 0));
+            prop_assert!(kept.iter().map(|live| live.place.page).is_sorted());
+            for left in live.iter().filter(|live| live.reads > 0 && !kept.contains(live)) {
+                let better = kept.iter().filter(|kept| kept.reads >= left.reads);
+                let taken: u64 = better.map(|live| span_bytes(live.place.len)).sum();
+                prop_assert!(taken + span_bytes(left.place.len) > 1 << 19);
+            }
+        }
+    }
+}

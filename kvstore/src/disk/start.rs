@@ -1,0 +1,126 @@
+//! Start of the tier: devices are recognised or formatted, the index is loaded, segments are read.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::device::{Buffer, Device, Pages};
+use super::index::{Index, IndexError, IndexThread};
+use super::ledger::Ledger;
+use super::record::{PAGE_BYTES, Secret};
+use super::recovery::{Found, Report, recover};
+use super::segment::{FirstPage, Layout, parse_first};
+use super::tier::Tier;
+
+/// Segments a tier needs at least: some to write, some to make room in.
+const SEGMENTS_MIN: usize = 4;
+/// Changes of one batch of the index while it is built again.
+const BATCH_MAX: usize = 4096;
+
+/// Why the tier does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A device cannot be read or written.
+    #[error("disk {device} of kv.ssd_dir fails: {source}")]
+    Device {
+        /// Which, counted from 0.
+        device: usize,
+        /// What it says.
+        source: io::Error,
+    },
+    /// A device holds what we have not written.
+    #[error(
+        "disk {0} of kv.ssd_dir holds data that is not ours; wipe its first 8 KiB to have it overwritten"
+    )]
+    Foreign(usize),
+    /// See [`IndexError`].
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// There is room for too few segments.
+    #[error("kv.ssd_gib has room for {0} segments, {SEGMENTS_MIN} are the least")]
+    TooSmall(usize),
+}
+
+/// A tier that is ready, and what it holds.
+#[derive(Debug)]
+pub struct Started {
+    /// What the shards share.
+    pub tier: Arc<Tier>,
+    /// To be joined when the tier is gone.
+    pub index: IndexThread,
+    /// All blocks on disk. Each goes to the shard that owns its key.
+    pub found: Vec<Found>,
+    /// How it went.
+    pub report: Report,
+}
+
+/// Starts the tier. `secret` makes up a device's secret when it is formatted.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start<D: Device>(
+    devices: &[D],
+    index_dir: &Path,
+    segment_bytes: u64,
+    mut secret: impl FnMut() -> Secret,
+) -> Result<Started, StartError> {
+    let mut layouts = Vec::new();
+    for (number, device) in devices.iter().enumerate() {
+        let failed = |source| StartError::Device { device: number, source };
+        let layout = match recognise(device).await.map_err(failed)? {
+            FirstPage::Ours(layout) if layout.segment_bytes == segment_bytes => layout,
+            FirstPage::Foreign => return Err(StartError::Foreign(number)),
+            page => {
+                if page != FirstPage::Blank {
+                    tracing::warn!(disk = number, "damaged, or of another segment size: emptied");
+                }
+                let layout = Layout { segment_bytes, secret: secret() };
+                format(device, &layout).await.map_err(failed)?;
+                layout
+            }
+        };
+        layouts.push(layout);
+    }
+    let segments: Vec<u32> = devices
+        .iter()
+        .zip(&layouts)
+        .map(|(device, layout)| layout.segments(device.bytes()))
+        .collect();
+    let ledger = Ledger::new(&segments);
+    if ledger.segments() < SEGMENTS_MIN {
+        return Err(StartError::TooSmall(ledger.segments()));
+    }
+    let (index, loaded) = Index::load(index_dir)?;
+    let (found, changes, report) = recover(devices, &layouts, &ledger, loaded).await;
+    let mut changes = changes.into_iter().peekable();
+    while changes.peek().is_some() {
+        let batch = changes.by_ref().take(BATCH_MAX);
+        let refused = |source| IndexError::Rocks { path: index_dir.to_owned(), source };
+        index.apply(batch).map_err(refused)?;
+    }
+    let (sender, index) = index.start()?;
+    let tier = Arc::new(Tier::new(layouts, ledger, sender));
+    Ok(Started { tier, index, found, report })
+}
+
+/// The better of the two first pages.
+async fn recognise<D: Device>(device: &D) -> io::Result<FirstPage> {
+    let (result, pages) = device.read_at(0, Buffer::Pages(Pages::new(2)), |_| {}).await;
+    result?;
+    let (pages, _) = pages.bytes().as_chunks::<PAGE_BYTES>();
+    let mut found = pages.iter().map(parse_first);
+    let (first, second) = (found.next(), found.next());
+    let is_ours = |page: &Option<FirstPage>| matches!(page, Some(FirstPage::Ours(_)));
+    let best = if is_ours(&second) && !is_ours(&first) { second } else { first };
+    Ok(best.unwrap_or(FirstPage::Damaged))
+}
+
+async fn format<D: Device>(device: &D, layout: &Layout) -> io::Result<()> {
+    device.allocate(0, super::segment::FIRST_SEGMENT_BYTES).await?;
+    // One after the other, so that a cut leaves one of them whole.
+    for offset in [0, PAGE_BYTES as u64] {
+        device.write_at(offset, Buffer::Pages(Pages::of(&layout.encode()))).await?;
+        device.sync().await?;
+    }
+    Ok(())
+}

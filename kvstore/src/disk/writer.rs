@@ -1,0 +1,298 @@
+//! One shard's writing: records appended to a segment of its own, one after the other.
+//!
+//! It owns the open segment and finds the next: a free one, else the oldest, whose blocks are given up.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use super::device::{Buffer, Device, Pages};
+use super::ledger::Live;
+use super::open_segment::OpenSegment;
+use super::place::{Place, Segment};
+use super::record::{About, Body, PAGE_BYTES, Record};
+use super::segment::encode_head;
+use super::tier::{Intent, Tier, count};
+use super::{DiskError, Event};
+use crate::block::LABEL_BYTES_MAX;
+use crate::key::Key;
+use crate::namespace::NAME_BYTES_MAX;
+use crate::signal::Signal;
+
+/// Segments tried before a write fails: one that does not begin is the device's fault more often than
+/// its own.
+const SEGMENTS_TRIED_MAX: u32 = 4;
+/// Times a record is written before its writing fails: the second goes to another segment.
+const ATTEMPTS_MAX: u32 = 2;
+/// Bytes hashed before other tasks of the core get their turn: about 50 µs.
+pub const HASH_PART_BYTES: usize = 256 << 10;
+
+/// The devices as one shard has them, and what it shares with the others.
+pub struct Shelf<D> {
+    /// The shared part.
+    pub tier: Arc<Tier>,
+    /// Devices as the configuration lists them.
+    pub devices: Vec<D>,
+    /// Who is told of what happens to blocks.
+    pub events: Box<dyn Fn(Event)>,
+}
+
+impl<D> Shelf<D> {
+    /// The device of a place, and where its record begins on it.
+    pub fn locate(&self, place: &Place) -> Option<(&D, u64)> {
+        let device = usize::from(place.segment.device);
+        let start = self.tier.layouts.get(device)?.start(place.segment.number);
+        let offset = start.checked_add(u64::from(place.page) * PAGE_BYTES as u64)?;
+        Some((self.devices.get(device)?, offset))
+    }
+
+    /// Gives up the blocks of a segment taken out of the order.
+    pub fn empty(&self, segment: Segment) {
+        for Live { key, place, .. } in self.tier.empty(segment) {
+            (self.events)(Event::Dropped { key, place });
+        }
+    }
+}
+
+/// See the head of the file.
+pub struct Writer<D> {
+    shelf: Rc<Shelf<D>>,
+    open: RefCell<Option<Rc<OpenSegment>>>,
+    is_opening: Cell<bool>,
+    opened: Signal,
+}
+
+impl<D: Device> Writer<D> {
+    /// A writer without an open segment.
+    pub fn new(shelf: Rc<Shelf<D>>) -> Writer<D> {
+        let (open, is_opening) = (RefCell::new(None), Cell::new(false));
+        Writer { shelf, open, is_opening, opened: Signal::default() }
+    }
+
+    /// Completes the open segment, so that the next start need not look behind its last record.
+    pub fn close(&self) {
+        self.open.take();
+    }
+
+    /// Writes a block and waits until it is durable. Its hash is computed here.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub async fn write(
+        &self,
+        key: Key,
+        mut about: About,
+        source: &dyn Fn() -> Buffer,
+    ) -> Result<Place, DiskError> {
+        if about.label.len() > LABEL_BYTES_MAX || about.namespace.len() > NAME_BYTES_MAX {
+            return Err(DiskError::LabelTooLong);
+        }
+        let len = about.len;
+        let mut is_hashed = false;
+        for attempt in 1.. {
+            let version = self.shelf.tier.ledger.next_version();
+            let value = source();
+            if !is_hashed {
+                // Outside the segment's order: a slow hash would keep those behind it waiting.
+                about.hash = hash(value.bytes().get(..len as usize).unwrap_or_default()).await;
+                is_hashed = true;
+            }
+            let intent = Intent::Value(about.clone());
+            match self.append(key, version, intent, Some(value)).await {
+                Err(DiskError::Io(error)) if attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(%error, "a block is written again, to another segment");
+                }
+                Err(error) => return Err(error),
+                Ok(place) => {
+                    count(&self.shelf.tier.counters.writes, 1);
+                    count(&self.shelf.tier.counters.value_bytes, len);
+                    return Ok(place);
+                }
+            }
+        }
+        Err(DiskError::Full)
+    }
+
+    /// Writes a record whose value is known to be right, and waits until it is durable.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub async fn append(
+        &self,
+        key: Key,
+        version: u64,
+        intent: Intent,
+        value: Option<Buffer>,
+    ) -> Result<Place, DiskError> {
+        let body = match &intent {
+            Intent::Value(about) | Intent::Copy { about, .. } => Body::Value(about.clone()),
+            Intent::Tombstone { .. } => Body::Tombstone,
+        };
+        let len = if let Body::Value(about) = &body { about.len } else { 0 };
+        let mut record = Record { sequence: 0, version, key, body };
+        let span = record.span_bytes();
+        let mut pending = intent;
+        for _ in 0..SEGMENTS_TRIED_MAX {
+            let open = self.segment_for(span).await?;
+            let pages = (span / PAGE_BYTES as u64) as u32;
+            let held = match open.take(pages, key, version, len, pending) {
+                Ok(held) => held,
+                Err(intent) => {
+                    pending = intent;
+                    self.leave(&open);
+                    continue;
+                }
+            };
+            record.sequence = held.place.sequence;
+            let shelf = &self.shelf;
+            let (device, offset) = shelf.locate(&held.place).ok_or(DiskError::Gone)?;
+            let layout = &shelf.tier.layouts[usize::from(held.place.segment.device)];
+            let mut page = Pages::new(1);
+            if let Some(page) = page.bytes_mut().first_chunk_mut() {
+                record.encode(&layout.secret, page).map_err(|_| DiskError::LabelTooLong)?;
+            }
+            let head = device.write_at(offset, Buffer::Pages(page));
+            let rest = async {
+                match value {
+                    Some(value) => device.write_at(offset + PAGE_BYTES as u64, value).await,
+                    None => Ok(()),
+                }
+            };
+            let (head, rest) = future::zip(head, rest).await;
+            let result = head.and(rest);
+            let is_failed = result.is_err();
+            let done = held.written(device, result).await;
+            match &done {
+                Ok(_) => shelf.tier.worked(open.segment().device),
+                Err(_) => self.leave(&open),
+            }
+            if is_failed {
+                shelf.tier.failed(open.segment().device);
+            }
+            count(&shelf.tier.counters.written_bytes, span);
+            return Ok(done?);
+        }
+        Err(DiskError::Full)
+    }
+
+    /// The next record goes to another segment.
+    fn leave(&self, left: &Rc<OpenSegment>) {
+        let mut open = self.open.borrow_mut();
+        if open.as_ref().is_some_and(|open| Rc::ptr_eq(open, left)) {
+            *open = None;
+        }
+    }
+
+    async fn segment_for(&self, span: u64) -> Result<Rc<OpenSegment>, DiskError> {
+        let max = self.shelf.tier.layouts.iter().map(|layout| layout.segment_bytes).min();
+        let max = max.unwrap_or_default().saturating_sub(PAGE_BYTES as u64);
+        if span > max {
+            return Err(DiskError::TooLarge { span, max });
+        }
+        loop {
+            if let Some(open) = self.open.borrow().as_ref() {
+                return Ok(open.clone());
+            }
+            let rings = self.opened.rings();
+            if self.is_opening.get() {
+                self.opened.rung_since(rings).await;
+                continue;
+            }
+            let turn = Opening::begin(&self.is_opening, &self.opened);
+            let open = Rc::new(self.begin_segment().await?);
+            *self.open.borrow_mut() = Some(open);
+            drop(turn);
+        }
+    }
+
+    async fn begin_segment(&self) -> Result<OpenSegment, DiskError> {
+        let tier = &self.shelf.tier;
+        let (mut last_error, mut is_full) = (None, false);
+        for _ in 0..SEGMENTS_TRIED_MAX {
+            if is_full || tier.ledger.free_segments() == 0 {
+                let oldest = tier.ledger.take_oldest().ok_or(DiskError::Full)?;
+                self.shelf.empty(oldest);
+            }
+            let free = tier.ledger.take_free(|device| tier.is_sick(device));
+            let Some((segment, sequence)) = free else { continue };
+            let mut back = PutBack { tier, segment, is_free: true };
+            let error = match self.begin(segment, sequence).await {
+                Ok(open) => {
+                    back.is_free = false;
+                    return Ok(open);
+                }
+                Err(error) => error,
+            };
+            is_full = error.kind() == io::ErrorKind::StorageFull;
+            if is_full {
+                // The file cannot grow: from here on the oldest segment makes room.
+                back.is_free = false;
+                tier.ledger.set_aside(segment);
+            } else {
+                tier.failed(segment.device);
+            }
+            last_error = Some(error);
+        }
+        Err(last_error.map_or(DiskError::Full, DiskError::Io))
+    }
+
+    async fn begin(&self, segment: Segment, sequence: u64) -> io::Result<OpenSegment> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let device = self.shelf.devices.get(usize::from(segment.device)).ok_or_else(gone)?;
+        let layout = self.shelf.tier.layouts.get(usize::from(segment.device)).ok_or_else(gone)?;
+        let start = layout.start(segment.number);
+        device.allocate(start, layout.segment_bytes).await?;
+        let page = encode_head(&layout.secret, segment.number, sequence);
+        device.write_at(start, Buffer::Pages(Pages::of(&page))).await?;
+        count(&self.shelf.tier.counters.written_bytes, PAGE_BYTES as u64);
+        let pages = (layout.segment_bytes / PAGE_BYTES as u64) as u32;
+        Ok(OpenSegment::new(self.shelf.tier.clone(), segment, sequence, pages))
+    }
+}
+
+/// BLAKE3 of a value, with pauses for the other tasks of the core.
+pub async fn hash(bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in bytes.chunks(HASH_PART_BYTES) {
+        hasher.update(part);
+        future::yield_now().await;
+    }
+    *hasher.finalize().as_bytes()
+}
+
+struct Opening<'a> {
+    is_opening: &'a Cell<bool>,
+    opened: &'a Signal,
+}
+
+impl<'a> Opening<'a> {
+    fn begin(is_opening: &'a Cell<bool>, opened: &'a Signal) -> Opening<'a> {
+        is_opening.set(true);
+        Opening { is_opening, opened }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.is_opening.set(false);
+        self.opened.ring();
+    }
+}
+
+/// A segment that is not begun after all is free again.
+struct PutBack<'a> {
+    tier: &'a Tier,
+    segment: Segment,
+    is_free: bool,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        if self.is_free {
+            self.tier.ledger.put_back(self.segment);
+        }
+    }
+}

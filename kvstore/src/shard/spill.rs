@@ -1,0 +1,181 @@
+//! From RAM to disk: because the client wants it durable, because room is needed, or before the end.
+//!
+//! What is worth writing is decided by [`disk::admission`](crate::disk::admission).
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::{Place, Shard, State};
+use crate::block::Lease;
+use crate::disk::Event;
+use crate::index::Entry;
+use crate::key::Key;
+use crate::namespace::WritePolicy;
+use crate::store::StoreError;
+
+/// Blocks on their way to disk at once because they leave RAM: enough to keep a device busy, few
+/// enough that a write which waits for room does not wait long.
+pub(super) const SPILLS_MAX: usize = 32;
+
+impl Shard {
+    /// Writes the block to disk and returns when it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDisk`] and [`StoreError::Disk`].
+    pub(super) async fn write_down(self: &Rc<Self>, block: Lease) -> Result<(), StoreError> {
+        let Some(disk) = self.disk.clone() else { return Err(StoreError::NoDisk) };
+        let shard = self.clone();
+        // A task of its own: a client that hangs up must not leave half a record.
+        let task = glommio::spawn_local(async move {
+            let written = disk.write(block.clone()).await;
+            if let Ok(place) = &written {
+                shard.reached_disk(&block, *place);
+            }
+            written
+        });
+        task.await.map(drop).map_err(|error| StoreError::Disk(error.to_string()))
+    }
+
+    /// Notes where the block lies on disk, if it is still the one that its key means.
+    fn reached_disk(&self, block: &Lease, place: Place) {
+        let state = &mut *self.state.borrow_mut();
+        let id = state.index.id(&block.key());
+        let is_same = |entry: &Entry<Place>| {
+            entry.ram.as_ref().is_some_and(|ram| ram.offset() == block.offset())
+        };
+        match id.filter(|&id| state.index.get(id).is_some_and(is_same)) {
+            Some(id) => {
+                let old = self.alter(state, id, |entry| entry.disk.replace(place)).flatten();
+                if let (Some(old), Some(disk)) = (old, &self.disk) {
+                    disk.forget(block.key(), &old);
+                }
+            }
+            None => {
+                if let Some(disk) = &self.disk {
+                    disk.forget(block.key(), &place);
+                }
+            }
+        }
+    }
+
+    /// Whether the victim should be written before it leaves RAM.
+    pub(super) fn is_worth_writing(&self, entry: &Entry<Place>) -> bool {
+        let (Some(disk), Some(block), None) = (&self.disk, &entry.ram, entry.disk) else {
+            return false;
+        };
+        // Children on disk would never be found again without this one.
+        let is_promised = entry.children > 0;
+        block.namespace().rules.write != WritePolicy::RamOnly
+            && disk.admits(block, entry.touches, is_promised, Instant::now())
+    }
+
+    /// Writes the block to disk; then it leaves RAM, unless somebody used it meanwhile.
+    pub(super) fn spill(self: &Rc<Self>, state: &mut State, id: u32) {
+        let Some(entry) = state.index.get_mut(id) else { return };
+        let Some(block) = entry.ram.clone() else { return };
+        entry.is_leaving = true;
+        let touches = entry.touches;
+        self.spills.set(self.spills.get() + 1);
+        let shard = self.clone();
+        glommio::spawn_local(async move {
+            let key = block.key();
+            let written = shard.write_down(block.clone()).await;
+            if let Err(error) = &written {
+                tracing::warn!(%key, %error, "a block could not be kept on disk");
+            }
+            let offset = block.offset();
+            drop(block);
+            shard.leave_ram(key, offset, touches);
+            shard.spills.set(shard.spills.get() - 1);
+            shard.room.ring();
+        })
+        .detach();
+    }
+
+    /// Ends a spill. A block that was used meanwhile goes back into the eviction's order.
+    fn leave_ram(&self, key: Key, offset: u64, touches: u8) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(id) = state.index.id(&key) else { return };
+        self.alter(state, id, |entry| {
+            entry.is_leaving = false;
+            let is_same = entry.ram.as_ref().is_some_and(|ram| ram.offset() == offset);
+            if is_same && entry.touches == touches && entry.children_in_ram == 0 {
+                entry.ram = None;
+            }
+        });
+        let Some(entry) = state.index.get(id) else { return };
+        if let Some(block) = entry.ram.as_ref().filter(|ram| ram.offset() == offset) {
+            state.eviction.insert(id, key.fingerprint(), block.charged_bytes());
+            if entry.children_in_ram > 0 {
+                state.eviction.park(id);
+            }
+        }
+    }
+
+    /// What the disk says of a block of this shard.
+    pub fn disk_event(&self, event: Event) {
+        match event {
+            Event::Dropped { key, place } => self.left_disk(key, place),
+            Event::Moved { key, from, to } => {
+                let state = &mut *self.state.borrow_mut();
+                let known = state.index.find(&key).filter(|(_, entry)| entry.disk == Some(from));
+                match known.map(|(id, _)| id) {
+                    Some(id) => {
+                        self.alter(state, id, |entry| entry.disk = Some(to));
+                    }
+                    None => {
+                        if let Some(disk) = &self.disk {
+                            disk.forget(key, &to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The block is not at `place` any more.
+    pub(super) fn left_disk(&self, key: Key, place: Place) {
+        let state = &mut *self.state.borrow_mut();
+        let known = state.index.find(&key).filter(|(_, entry)| entry.disk == Some(place));
+        if let Some(id) = known.map(|(id, _)| id) {
+            self.alter(state, id, |entry| entry.disk = None);
+        }
+    }
+
+    /// A block that a start found on disk. Its children are counted by [`Shard::relate`].
+    pub fn restore(&self, key: Key, parent: Option<Key>, place: Place) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(id) = state.index.enter(key) else { return };
+        if let Some(entry) = state.index.get_mut(id) {
+            entry.disk = Some(place);
+            entry.parent = parent;
+        }
+    }
+
+    /// Before the end: writes down what was used and is in RAM only, until `deadline`. Says how many.
+    pub async fn keep_warm(self: &Rc<Self>, deadline: Instant) -> usize {
+        let Some(disk) = &self.disk else { return 0 };
+        let is_worth = |entry: &Entry<Place>| entry.touches > 0 && self.is_worth_writing(entry);
+        let worth: Vec<Lease> = {
+            let state = self.state.borrow();
+            let entries = state.index.from(0).filter(|(_, entry)| is_worth(entry));
+            entries.filter_map(|(_, entry)| entry.ram.clone()).collect()
+        };
+        let kept = Cell::new(0);
+        for blocks in worth.chunks(SPILLS_MAX) {
+            if Instant::now() >= deadline {
+                break;
+            }
+            let writes = blocks.iter().map(|block| {
+                let (shard, block) = (self.clone(), block.clone());
+                glommio::spawn_local(async move { shard.write_down(block).await.is_ok() })
+            });
+            for write in writes.collect::<Vec<_>>() {
+                kept.set(kept.get() + usize::from(write.await));
+            }
+        }
+        disk.close();
+        kept.get()
+    }
+}

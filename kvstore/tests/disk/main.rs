@@ -1,0 +1,7 @@
+//! The NVMe tier against devices at their worst: what is acknowledged is there, nothing is ever wrong.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod device_faults;
+mod fault_device;
+mod power_cut;
+mod shelf;

@@ -1,0 +1,177 @@
+//! Power cuts at any moment of any work, with the index kept, stale or lost.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+
+use futures_lite::future::{self, block_on};
+use kvstore::key::Key;
+use proptest::prelude::*;
+
+use crate::fault_device::FaultDevice;
+use crate::shelf::{Shelf, device, key, value};
+
+#[derive(Clone, Debug)]
+enum Work {
+    Put(u32),
+    Remove,
+    Get,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum IndexAfter {
+    Kept,
+    /// As it was when the daemon started.
+    Stale,
+    Lost,
+}
+
+/// What a key may be after a cut: what was acknowledged last, or what was under way.
+#[derive(Clone, Debug, Default)]
+struct Allowed {
+    values: Vec<Option<u32>>,
+}
+
+type Book = Rc<RefCell<HashMap<Key, Allowed>>>;
+
+#[derive(Clone, Debug)]
+struct Life {
+    /// What each of some keys is put through, in order.
+    work: Vec<Vec<Work>>,
+    /// Turns until the power goes.
+    turns: usize,
+    after: IndexAfter,
+}
+
+fn lives() -> impl Strategy<Value = Vec<Life>> {
+    let work = prop_oneof![
+        5 => any::<u32>().prop_map(Work::Put),
+        1 => Just(Work::Remove),
+        3 => Just(Work::Get),
+    ];
+    let after =
+        prop_oneof![Just(IndexAfter::Kept), Just(IndexAfter::Stale), Just(IndexAfter::Lost)];
+    let keys = proptest::collection::vec(proptest::collection::vec(work, 0..12), 8);
+    let life =
+        (keys, 0usize..1500, after).prop_map(|(work, turns, after)| Life { work, turns, after });
+    proptest::collection::vec(life, 1..5)
+}
+
+async fn drive(shelf: &Shelf, book: &Book, key: Key, work: &[Work]) {
+    let allow = |values: Vec<Option<u32>>| {
+        book.borrow_mut().insert(key, Allowed { values });
+    };
+    let before = || book.borrow().get(&key).cloned().unwrap_or(Allowed { values: vec![None] });
+    for work in work {
+        let mut values = before().values;
+        match work {
+            Work::Put(seed) => {
+                values.push(Some(*seed));
+                allow(values);
+                shelf.put(key, &value(*seed)).await.unwrap();
+                allow(vec![Some(*seed)]);
+            }
+            Work::Remove => {
+                values.push(None);
+                allow(values);
+                shelf.remove(key).await.unwrap();
+                allow(vec![None]);
+            }
+            Work::Get => {
+                let found = shelf.get(key).await;
+                check(shelf, &before(), key, found);
+            }
+        }
+        future::yield_now().await;
+    }
+}
+
+/// `found` is a value the key may have; nothing is found only where that is allowed, or the block was
+/// given up to make room.
+fn check(shelf: &Shelf, allowed: &Allowed, key: Key, found: Option<Vec<u8>>) {
+    let is_allowed = allowed.values.iter().any(|seed| seed.map(value) == found);
+    let is_dropped = found.is_none() && shelf.known.borrow().dropped.contains(&key);
+    assert!(is_allowed || is_dropped, "{key}: {:?} bytes", found.map(|found| found.len()));
+}
+
+/// Runs the work and the cleaner for so many turns, or to the end.
+async fn live(shelf: &Shelf, book: &Book, life: &Life) {
+    let mut tasks: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
+    for (number, work) in life.work.iter().enumerate() {
+        tasks.push(Box::pin(drive(shelf, book, key(number as u8), work)));
+    }
+    let mut cleaner = pin!(async {
+        loop {
+            shelf.disk.clean_step().await.unwrap();
+            future::yield_now().await;
+        }
+    });
+    let mut turns = 0;
+    poll_fn(|context| {
+        turns += 1;
+        let is_cleaning: Poll<()> = cleaner.as_mut().poll(context);
+        assert!(is_cleaning.is_pending());
+        tasks.retain_mut(|task| task.as_mut().poll(context).is_pending());
+        if tasks.is_empty() || turns > life.turns {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn copy_index(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).into_iter().flatten() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn survive(lives: &[Life], seed: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let devices: Vec<FaultDevice> = vec![device(8, seed), device(6, seed ^ 99)];
+    let book = Book::default();
+    let mut index = folder.path().join("index");
+    for (number, life) in lives.iter().enumerate() {
+        let stale = folder.path().join(format!("stale{number}"));
+        copy_index(&index, &stale);
+        let shelf = block_on(Shelf::start(&devices, &index));
+        // Everything acknowledged before the last cut is there, and nothing else.
+        for number in 0..life.work.len() as u8 {
+            let allowed = book.borrow().get(&key(number)).cloned();
+            let allowed = allowed.unwrap_or(Allowed { values: vec![None] });
+            let found = block_on(shelf.get(key(number)));
+            check(&shelf, &allowed, key(number), found.clone());
+            let values =
+                vec![allowed.values.into_iter().find(|seed| seed.map(value) == found).flatten()];
+            book.borrow_mut().insert(key(number), Allowed { values });
+        }
+        block_on(live(&shelf, &book, life));
+        // What was given up to make room may be gone from here on.
+        for key in &shelf.known.borrow().dropped {
+            book.borrow_mut().entry(*key).or_default().values.push(None);
+        }
+        devices.iter().for_each(FaultDevice::cut);
+        shelf.end();
+        match life.after {
+            IndexAfter::Kept => {}
+            IndexAfter::Stale => index = stale,
+            IndexAfter::Lost => index = folder.path().join(format!("lost{number}")),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn what_is_acknowledged_survives_power_cuts_and_nothing_is_wrong(
+        lives in lives(), seed in any::<u64>(),
+    ) {
+        survive(&lives, seed);
+    }
+}
