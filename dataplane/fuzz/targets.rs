@@ -5,6 +5,7 @@ use std::path::Path;
 
 use dataplane::config;
 use dataplane::feed::{self, FRAME_HEAD_BYTES, Follower, ToAgent, ToRouter};
+use dataplane::kv::{self, ring};
 use dataplane::route::decision::Decision;
 use dataplane::wire::{Decoder, FromPlane, ScoreWeights, ToPlane, encode};
 
@@ -53,6 +54,36 @@ pub fn feed(bytes: &[u8]) {
         }
         if let Ok(message) = feed::decode::<ToAgent>(payload) {
             assert_eq!(&feed::encode(&message)[FRAME_HEAD_BYTES..], payload);
+        }
+    }
+}
+
+/// Frames of the KV daemon's native door, and what stands in a ring: what is understood has one encoding.
+pub fn native(bytes: &[u8]) {
+    let mut decoder = kv::Decoder::default();
+    decoder.push(bytes);
+    while let Ok(Some((id, payload))) = decoder.poll_frame() {
+        let mut again = Vec::new();
+        if let Ok(request) = kv::decode::<kv::Request>(payload) {
+            kv::encode(id, &request, &mut again);
+            assert_eq!(&again[kv::FRAME_HEAD_BYTES..], payload);
+        }
+        again.clear();
+        if let Ok(answer) = kv::decode::<kv::Answer>(payload) {
+            kv::encode(id, &answer, &mut again);
+            assert_eq!(&again[kv::FRAME_HEAD_BYTES..], payload);
+        }
+    }
+    let words: Vec<u64> =
+        bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect();
+    for words in words.as_chunks::<8>().0 {
+        if let Some(submission) = ring::Submission::from_words(*words) {
+            assert_eq!(submission.to_words(), *words);
+        }
+    }
+    for words in words.as_chunks::<4>().0 {
+        if let Some(completion) = ring::Completion::from_words(*words) {
+            assert_eq!(completion.to_words(), *words);
         }
     }
 }

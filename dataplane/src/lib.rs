@@ -3,6 +3,7 @@
 //! * [`digest`]: chained BLAKE3 block digests, the name of a prefix.
 //! * [`route`]: routing decided from facts, for the router and for the simulator in control.
 //! * [`feed`]: what an agent tells routers of the KV blocks its engines hold.
+//! * [`kv`]: what a client on the same node says to the KV daemon.
 //! * [`wire`]: what control and the data planes of one node say to each other over a Unix socket.
 //! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
 //!
@@ -14,5 +15,6 @@ pub mod config;
 pub mod crash;
 pub mod digest;
 pub mod feed;
+pub mod kv;
 pub mod route;
 pub mod wire;

@@ -32,3 +32,8 @@ fn frames_of_the_feed() {
 fn lines_of_the_decision_log() {
     replay("decision", targets::decision);
 }
+
+#[test]
+fn frames_of_the_native_door() {
+    replay("native", targets::native);
+}
