@@ -37,14 +37,17 @@ pub const VERSION: u32 = 1;
 pub const FRAME_MAGIC: [u8; 4] = *b"CGK1";
 /// Bytes before the payload.
 pub const FRAME_HEAD_BYTES: usize = 16;
-/// A payload may not be longer: a PUT of [`BATCH_MAX`] blocks with the longest labels fits.
-pub const FRAME_BYTES_MAX: usize = 4 << 20;
+/// A payload may not be longer: [`BATCH_MAX`] names or leases fit many times, and a PUT of as many blocks with
+/// labels of 170 bytes; with longer ones it takes more frames.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Most blocks in one frame: 4,096 blocks of 16 tokens are 65,536 tokens of one prompt.
 pub const BATCH_MAX: usize = 4096;
+/// Most lines in one list: with the longest labels they fit into a frame.
+pub const LIST_MAX: usize = 900;
 /// Longest name of a namespace, in bytes: a model's path, a layout and a rank fit.
-pub const NAMESPACE_BYTES_MAX: usize = 512;
+pub const NAMESPACE_BYTES_MAX: usize = 256;
 /// Longest label of a block, in bytes: the keys that engines' connectors make are below 300.
-pub const LABEL_BYTES_MAX: usize = 512;
+pub const LABEL_BYTES_MAX: usize = 1024;
 /// Longest text in an answer, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Most lines of [`Answer::Stats`].
@@ -164,30 +167,32 @@ pub enum Request {
     },
     /// The daemon's counters.
     Stats,
-    /// Blocks in memory and on disk, in the order of their places.
+    /// Blocks in memory and on disk, in no order that means anything.
     List {
         /// Of every namespace, not of one's own only. For the daemon's own user.
         everywhere: bool,
-        /// Begin behind this one.
-        after: Option<Place>,
-        /// At most this many, and at most [`BATCH_MAX`].
+        /// 0, then what the answer says.
+        cursor: u64,
+        /// At most this many, and at most [`LIST_MAX`].
         blocks_max: u32,
     },
     /// Reads blocks whole and compares them with their digests. For the daemon's own user.
     Verify {
-        /// Begin behind this one.
-        after: Option<Place>,
-        /// At most this many, and at most [`BATCH_MAX`].
+        /// Of every namespace, not of one's own only.
+        everywhere: bool,
+        /// 0, then what the answer says.
+        cursor: u64,
+        /// At most this many, and at most [`LIST_MAX`].
         blocks_max: u32,
     },
-    /// Forgets blocks of any namespace. For the daemon's own user.
+    /// Forgets blocks. For the daemon's own user.
     Evict {
-        /// Begin behind this one.
-        after: Option<Place>,
-        /// At most this many, and at most [`BATCH_MAX`].
+        /// Of every namespace, not of one's own only.
+        everywhere: bool,
+        /// 0, then what the answer says.
+        cursor: u64,
+        /// At most this many, and at most [`LIST_MAX`].
         blocks_max: u32,
-        /// Only of the connection's own namespace.
-        own_only: bool,
     },
     /// Takes nothing new from now on, writes what is in memory to disk and ends. For the daemon's own user.
     Drain,
@@ -222,8 +227,6 @@ pub struct Listed {
     pub tier: Tier,
     /// Whether it is kept from eviction.
     pub pinned: bool,
-    /// The block before it.
-    pub parent: Option<Name>,
     /// Its length in bytes.
     pub len: u64,
     /// The client's own words for it.
@@ -275,8 +278,10 @@ pub enum Answer {
     },
     /// To List.
     List {
-        /// Sorted by place.
+        /// Some of them.
         blocks: Vec<Listed>,
+        /// Where to go on; 0 is the end.
+        next: u64,
     },
     /// To Verify and Evict: what was done, and where to go on.
     Swept {
@@ -284,8 +289,8 @@ pub enum Answer {
         seen: u64,
         /// Blocks that were wrong or were forgotten.
         dropped: u64,
-        /// The last place looked at, when more may follow.
-        next: Option<Place>,
+        /// Where to go on; 0 is the end.
+        next: u64,
     },
     /// To Drain: it has begun.
     Draining,

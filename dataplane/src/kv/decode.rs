@@ -130,17 +130,19 @@ impl Take for Request {
             kind::REMOVE => Request::Remove { names: fields.names()? },
             kind::STATS => Request::Stats,
             kind::LIST => Request::List {
-                after: fields.option(Fields::place)?,
-                blocks_max: fields.u32()?,
                 everywhere: fields.flag()?,
-            },
-            kind::VERIFY => {
-                Request::Verify { after: fields.option(Fields::place)?, blocks_max: fields.u32()? }
-            }
-            kind::EVICT => Request::Evict {
-                after: fields.option(Fields::place)?,
+                cursor: fields.u64()?,
                 blocks_max: fields.u32()?,
-                own_only: fields.flag()?,
+            },
+            kind::VERIFY => Request::Verify {
+                everywhere: fields.flag()?,
+                cursor: fields.u64()?,
+                blocks_max: fields.u32()?,
+            },
+            kind::EVICT => Request::Evict {
+                everywhere: fields.flag()?,
+                cursor: fields.u64()?,
+                blocks_max: fields.u32()?,
             },
             kind::DRAIN => Request::Drain,
             kind::WAKE => Request::Wake,
@@ -172,12 +174,13 @@ impl Take for Answer {
                 })?;
                 Answer::Stats { lines }
             }
-            kind::LIST => Answer::List { blocks: fields.list("blocks", 63, Fields::listed)? },
-            kind::SWEPT => Answer::Swept {
-                seen: fields.u64()?,
-                dropped: fields.u64()?,
-                next: fields.option(Fields::place)?,
+            kind::LIST => Answer::List {
+                next: fields.u64()?,
+                blocks: fields.list("blocks", 62, Fields::listed)?,
             },
+            kind::SWEPT => {
+                Answer::Swept { seen: fields.u64()?, dropped: fields.u64()?, next: fields.u64()? }
+            }
             kind::DRAIN => Answer::Draining,
             kind::REFUSED => Answer::Refused {
                 fault: fields.fault()?,
@@ -330,7 +333,6 @@ impl<'a> Fields<'a> {
             place: self.place()?,
             tier: self.tier()?,
             pinned: self.flag()?,
-            parent: self.option(Fields::array)?,
             len: self.u64()?,
             label: self.bytes("a label", LABEL_BYTES_MAX)?.to_vec(),
         })

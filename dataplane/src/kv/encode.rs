@@ -1,7 +1,7 @@
 //! Frames of the native door, written. What [`super::decode`](mod@super::decode) would refuse is refused
 //! here too, by the same limits, so that a client hears of it before the daemon hangs up.
 
-use super::{Answer, FRAME_HEAD_BYTES, FRAME_MAGIC, Got, Name, Place, Request};
+use super::{Answer, FRAME_HEAD_BYTES, FRAME_MAGIC, Got, Name, Request};
 
 /// First byte of each payload.
 pub(super) mod kind {
@@ -102,7 +102,8 @@ impl Put for Request {
                 put_count(bytes, blocks.len());
                 for block in blocks {
                     bytes.extend_from_slice(&block.name);
-                    put_option(bytes, block.parent.as_ref(), |bytes, name| bytes.extend(name));
+                    bytes.push(u8::from(block.parent.is_some()));
+                    bytes.extend(block.parent.iter().flatten());
                     put_u64(bytes, block.offset);
                     put_u64(bytes, block.len);
                     put_bytes(bytes, &block.label);
@@ -123,16 +124,14 @@ impl Put for Request {
                 put_names(bytes, names);
             }
             Request::Stats => bytes.push(kind::STATS),
-            Request::List { everywhere, after, blocks_max } => {
-                put_sweep(bytes, kind::LIST, after.as_ref(), *blocks_max);
-                bytes.push(u8::from(*everywhere));
+            Request::List { everywhere, cursor, blocks_max } => {
+                put_sweep(bytes, kind::LIST, *everywhere, *cursor, *blocks_max);
             }
-            Request::Verify { after, blocks_max } => {
-                put_sweep(bytes, kind::VERIFY, after.as_ref(), *blocks_max);
+            Request::Verify { everywhere, cursor, blocks_max } => {
+                put_sweep(bytes, kind::VERIFY, *everywhere, *cursor, *blocks_max);
             }
-            Request::Evict { after, blocks_max, own_only } => {
-                put_sweep(bytes, kind::EVICT, after.as_ref(), *blocks_max);
-                bytes.push(u8::from(*own_only));
+            Request::Evict { everywhere, cursor, blocks_max } => {
+                put_sweep(bytes, kind::EVICT, *everywhere, *cursor, *blocks_max);
             }
             Request::Drain => bytes.push(kind::DRAIN),
             Request::Wake => bytes.push(kind::WAKE),
@@ -145,8 +144,8 @@ impl Put for Answer {
         match self {
             Answer::Lookup { tiers } => 16 + tiers.len(),
             Answer::Get { blocks } => 16 + 25 * blocks.len(),
-            Answer::List { blocks } => {
-                16 + blocks.iter().map(|block| 95 + block.label.len()).sum::<usize>()
+            Answer::List { blocks, .. } => {
+                32 + blocks.iter().map(|block| 95 + block.label.len()).sum::<usize>()
             }
             Answer::Blocks { results } => 16 + results.len(),
             _ => 64,
@@ -202,12 +201,12 @@ impl Put for Answer {
                     put_u64(bytes, *value);
                 }
             }
-            Answer::List { blocks } => put_list(bytes, blocks),
+            Answer::List { blocks, next } => put_list(bytes, blocks, *next),
             Answer::Swept { seen, dropped, next } => {
                 bytes.push(kind::SWEPT);
                 put_u64(bytes, *seen);
                 put_u64(bytes, *dropped);
-                put_option(bytes, next.as_ref(), put_place);
+                put_u64(bytes, *next);
             }
             Answer::Draining => bytes.push(kind::DRAIN),
             Answer::Refused { fault, text } => {
@@ -219,14 +218,15 @@ impl Put for Answer {
     }
 }
 
-fn put_list(bytes: &mut Vec<u8>, blocks: &[super::Listed]) {
+fn put_list(bytes: &mut Vec<u8>, blocks: &[super::Listed], next: u64) {
     bytes.push(kind::LIST);
+    put_u64(bytes, next);
     put_count(bytes, blocks.len());
     for block in blocks {
-        put_place(bytes, &block.place);
+        bytes.extend_from_slice(&block.place.0);
+        bytes.extend_from_slice(&block.place.1);
         bytes.push(block.tier as u8);
         bytes.push(u8::from(block.pinned));
-        put_option(bytes, block.parent.as_ref(), |bytes, name| bytes.extend(name));
         put_u64(bytes, block.len);
         put_bytes(bytes, &block.label);
     }
@@ -245,22 +245,11 @@ fn put_got(bytes: &mut Vec<u8>, block: Got) {
     }
 }
 
-fn put_sweep(bytes: &mut Vec<u8>, kind: u8, after: Option<&Place>, blocks_max: u32) {
+fn put_sweep(bytes: &mut Vec<u8>, kind: u8, everywhere: bool, cursor: u64, blocks_max: u32) {
     bytes.push(kind);
-    put_option(bytes, after, put_place);
+    bytes.push(u8::from(everywhere));
+    put_u64(bytes, cursor);
     put_u32(bytes, blocks_max);
-}
-
-fn put_place(bytes: &mut Vec<u8>, (namespace, name): &Place) {
-    bytes.extend_from_slice(namespace);
-    bytes.extend_from_slice(name);
-}
-
-fn put_option<T>(bytes: &mut Vec<u8>, value: Option<&T>, put: fn(&mut Vec<u8>, &T)) {
-    bytes.push(u8::from(value.is_some()));
-    if let Some(value) = value {
-        put(bytes, value);
-    }
 }
 
 fn put_names(bytes: &mut Vec<u8>, names: &[Name]) {

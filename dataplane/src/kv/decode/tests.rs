@@ -30,16 +30,8 @@ fn staged() -> impl Strategy<Value = Staged> {
 
 fn listed() -> impl Strategy<Value = Listed> {
     let label = vec(any::<u8>(), 0..20);
-    (place(), tier(), any::<bool>(), option::of(name()), any::<u64>(), label).prop_map(
-        |(place, tier, pinned, parent, len, label)| Listed {
-            place,
-            tier,
-            pinned,
-            parent,
-            len,
-            label,
-        },
-    )
+    (place(), tier(), any::<bool>(), any::<u64>(), label)
+        .prop_map(|(place, tier, pinned, len, label)| Listed { place, tier, pinned, len, label })
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -65,14 +57,21 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(names, deadline_ms)| Request::Prefetch { names, deadline_ms }),
         names().prop_map(|names| Request::Remove { names }),
         Just(Request::Stats),
-        (any::<bool>(), option::of(place()), any::<u32>()).prop_map(
-            |(everywhere, after, blocks_max)| Request::List { everywhere, after, blocks_max }
-        ),
-        (option::of(place()), any::<u32>())
-            .prop_map(|(after, blocks_max)| Request::Verify { after, blocks_max }),
-        (any::<bool>(), option::of(place()), any::<u32>()).prop_map(
-            |(own_only, after, blocks_max)| Request::Evict { after, blocks_max, own_only }
-        ),
+        any::<(bool, u64, u32)>().prop_map(|(everywhere, cursor, blocks_max)| Request::List {
+            everywhere,
+            cursor,
+            blocks_max
+        }),
+        any::<(bool, u64, u32)>().prop_map(|(everywhere, cursor, blocks_max)| Request::Verify {
+            everywhere,
+            cursor,
+            blocks_max
+        }),
+        any::<(bool, u64, u32)>().prop_map(|(everywhere, cursor, blocks_max)| Request::Evict {
+            everywhere,
+            cursor,
+            blocks_max
+        }),
         Just(Request::Drain),
         Just(Request::Wake),
     ]
@@ -107,9 +106,13 @@ fn answer() -> impl Strategy<Value = Answer> {
         vec(result, 0..9).prop_map(|results| Answer::Blocks { results }),
         any::<u64>().prop_map(|blocks| Answer::Count { blocks }),
         vec(("[a-z_]{0,9}", any::<u64>()), 0..9).prop_map(|lines| Answer::Stats { lines }),
-        vec(listed(), 0..5).prop_map(|blocks| Answer::List { blocks }),
-        (any::<u64>(), any::<u64>(), option::of(place()))
-            .prop_map(|(seen, dropped, next)| Answer::Swept { seen, dropped, next }),
+        (vec(listed(), 0..5), any::<u64>())
+            .prop_map(|(blocks, next)| Answer::List { blocks, next }),
+        any::<(u64, u64, u64)>().prop_map(|(seen, dropped, next)| Answer::Swept {
+            seen,
+            dropped,
+            next
+        }),
         Just(Answer::Draining),
         (fault(), "[a-z ]{0,20}").prop_map(|(fault, text)| Answer::Refused { fault, text }),
     ]
@@ -208,24 +211,33 @@ fn foreign_bytes_are_refused_at_once() {
 }
 
 #[test]
-fn limits_hold_and_the_largest_put_fits() {
+fn limits_hold_and_what_is_within_them_fits() {
     let block = Staged {
         name: [1; 32],
         parent: Some([2; 32]),
         offset: u64::MAX,
         len: u64::MAX,
-        label: vec![3; LABEL_BYTES_MAX],
+        label: vec![3; 170],
     };
     let put = |count| Request::Put { durable: true, blocks: vec![block.clone(); count] };
     let bytes = written(7, &put(BATCH_MAX));
     assert!(bytes.len() <= FRAME_BYTES_MAX);
+    let line = Listed {
+        place: ([1; 16], [2; 32]),
+        tier: Tier::Ram,
+        pinned: true,
+        len: u64::MAX,
+        label: vec![3; LABEL_BYTES_MAX],
+    };
+    let list = Answer::List { blocks: vec![line; crate::kv::LIST_MAX], next: u64::MAX };
+    assert_eq!(read(&written(8, &list)), (8, Ok(list)));
     assert_eq!(read(&bytes), (7, Ok(put(BATCH_MAX))));
     let bytes = written(7, &put(BATCH_MAX + 1));
     assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("blocks")));
     let bytes = written(7, &Request::Lookup { names: vec![[0; 32]; BATCH_MAX + 1] });
     assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("names")));
     let mut long = block.clone();
-    long.label.push(0);
+    long.label = vec![0; LABEL_BYTES_MAX + 1];
     let bytes = written(7, &Request::Put { durable: false, blocks: vec![long] });
     assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("a label")));
 }
