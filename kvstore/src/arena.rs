@@ -1,8 +1,9 @@
 //! The arena: one sparse memfd, mapped once, that every block in RAM lies in.
 //!
 //! It owns the mapping and makes parts of it resident or not; where a block lies is decided by
-//! [`space`]. Native clients map the same memfd read-only and read leased blocks in place: it is
-//! sealed against new writable mappings as soon as the daemon has its own.
+//! [`space`]. Native clients map the same memfd read-only and read leased blocks in place: they get a
+//! descriptor that is open for reading only. A seal against writing would be stronger, but the kernel then
+//! refuses to punch holes too, and no memory could ever be given back.
 //!
 //! This is the one file of the RAM tier with `unsafe`: bytes of the mapping become slices here, and the
 //! proof rests on regions that never overlap.
@@ -10,7 +11,7 @@
 
 pub mod space;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,14 +130,27 @@ impl Arena {
         let base = NonNull::new(base.cast::<u8>())
             .ok_or(ArenaError::System { what: "map the arena", source: Errno::NOMEM })?;
         let arena = Arena { memfd, base, bytes };
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&arena.memfd, seals).map_err(refused("seal the arena"))?;
+        // Nobody but this user, who could as well debug this process, opens it again to write.
+        rustix::fs::fchmod(&arena.memfd, rustix::fs::Mode::RUSR)
+            .map_err(refused("close the arena to others"))?;
         Ok(arena)
     }
 
-    /// The memfd, for clients to map read-only: its seals allow nothing else.
+    /// The memfd. It is open for writing: clients get [`Arena::for_clients`].
     pub fn memfd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
+    }
+
+    /// The memfd, opened for reading only: the kernel allows no writable mapping of it.
+    ///
+    /// # Errors
+    /// What the system said: too many descriptors are open, for example.
+    pub fn for_clients(&self) -> Result<OwnedFd, Errno> {
+        let path = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty())
     }
 
     /// Bytes of the mapping, most of which are never resident.
@@ -330,7 +344,7 @@ impl Region {
     pub fn padded(&self) -> &[u8] {
         // SAFETY: `Space` grants no byte twice and `Region` is not `Clone`, so only this region's owner
         // reaches the range; it was made resident and stays so until `Drop`; a shared borrow of the
-        // region keeps `padded_mut` away. Other processes map the memfd read-only by its seals.
+        // region keeps `padded_mut` away. Other processes have it for reading only.
         unsafe {
             let at = self.arena.base.as_ptr().add(self.offset as usize);
             std::slice::from_raw_parts(at, self.padded)

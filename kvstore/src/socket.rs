@@ -36,6 +36,12 @@ fn bind_one(address: SocketAddr) -> std::io::Result<Socket> {
     Ok(socket)
 }
 
+/// Gives a connected Unix socket to the executor of this thread.
+pub fn adopt_unix(socket: std::os::unix::net::UnixStream) -> glommio::net::UnixStream {
+    // SAFETY: as in `adopt_tcp`, and the socket is connected.
+    unsafe { glommio::net::UnixStream::from_raw_fd(socket.into_raw_fd()) }
+}
+
 /// Gives a listening TCP socket to the executor of this thread.
 pub fn adopt_tcp(socket: Socket) -> glommio::net::TcpListener {
     // SAFETY: `into_raw_fd` gives up ownership of a socket that is open and listens; glommio's listener

@@ -67,11 +67,14 @@ impl Line {
             return Err(Error::Invalid("the descriptor of the staging memory cannot be passed"));
         }
         let head = [IoSlice::new(&self.out)];
-        let sent = retry(|| sendmsg(&self.socket, &head, &mut control, SendFlags::NOSIGNAL))
-            .map_err(|error| self.lose(error))?;
-        let rest = self.out.split_off(sent);
-        self.out = rest;
-        self.send()?;
+        // A daemon that has no place hangs up at once, and may have said why.
+        let sent = retry(|| sendmsg(&self.socket, &head, &mut control, SendFlags::NOSIGNAL));
+        if let Ok(sent) = sent
+            && sent < self.out.len()
+        {
+            return Err(Error::Lost("the greeting did not go through at once".to_owned()));
+        }
+        self.out.clear();
         let mut fds = Vec::new();
         loop {
             if let Some(answer) = self.poll_answer()? {

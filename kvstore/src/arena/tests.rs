@@ -58,15 +58,29 @@ fn a_full_arena_says_so_until_a_region_comes_back_from_another_thread() {
 
 #[test]
 fn another_process_can_map_the_arena_only_to_read() {
-    use std::os::fd::AsRawFd;
     let mut memory = Arena::map(1, 1 << 20, 1 << 20, Pages::Plain).unwrap().pop().unwrap();
     let mut slot = alloc(&mut memory, 5, &namespace()).unwrap();
     slot.bytes_mut().copy_from_slice(b"hello");
-    let path = format!("/proc/self/fd/{}", memory.arena().memfd().as_raw_fd());
     let mut read = [0; 5];
-    let file = std::fs::File::open(&path).unwrap();
+    let file = std::fs::File::from(memory.arena().for_clients().unwrap());
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, slot.offset()).unwrap();
     assert_eq!(&read, b"hello");
-    let writable = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    assert!(std::os::unix::fs::FileExt::write_at(&writable, b"wrong", slot.offset()).is_err());
+    assert!(std::os::unix::fs::FileExt::write_at(&file, b"wrong", slot.offset()).is_err());
+    let flags = rustix::fs::fcntl_getfl(&file).unwrap();
+    assert!(!flags.intersects(rustix::fs::OFlags::RDWR | rustix::fs::OFlags::WRONLY));
+}
+
+#[test]
+fn memory_that_is_given_back_is_the_systems_again() {
+    let mut memory = Arena::map(1, 8 << 20, 4 << 20, Pages::Plain).unwrap().pop().unwrap();
+    let held =
+        |memory: &Memory| rustix::fs::fstat(memory.arena().memfd()).unwrap().st_blocks as u64 * 512;
+    // Blocks of many sizes, one after the other: what one leaves behind must make room for the next.
+    for turn in 0..40usize {
+        let len = 1 + (turn * 7919 * 4096) % (4 << 20);
+        let slots: Vec<_> = (0..2).map(|_| alloc(&mut memory, len, &namespace())).collect();
+        assert!(slots.iter().any(Result::is_ok));
+        assert!(held(&memory) <= 8 << 20, "{} bytes are held", held(&memory));
+        assert_eq!(held(&memory), memory.resident_bytes());
+    }
 }

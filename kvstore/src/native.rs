@@ -1,0 +1,16 @@
+//! The native door: engines on the same node, by a Unix socket for words and shared memory for bytes.
+//!
+//! Its wire is `dataplane::kv`. [`door`] accepts and hands connections to shards; [`greeting`] is the first
+//! exchange, with descriptors; [`connection`] is one client's life; [`answer`] is what it may ask for.
+//! A client's leases are in a table of its connection's ([`leases`]) and end with it. What a client
+//! stores is copied out of its own memory ([`staging`]), so that no client can change what another reads.
+
+pub mod answer;
+pub mod connection;
+pub mod door;
+pub mod gather;
+pub mod greeting;
+pub mod leases;
+pub mod staging;
+
+pub use door::{Door, DoorError};
