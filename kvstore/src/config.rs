@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dataplane::config::{self, ConfigError};
 use serde::Deserialize;
@@ -35,6 +35,12 @@ pub struct Config {
     /// Huge pages for the arena.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// The Unix socket where native clients come in; absent: nowhere.
+    #[serde(default)]
+    pub uds: Option<PathBuf>,
+    /// Permissions of that socket, as in `0o660`.
+    #[serde(default = "uds_mode")]
+    pub uds_mode: u32,
     /// Where RESP clients (LMCache, redis) come in; empty: nowhere.
     #[serde(default = "resp_listen")]
     pub resp_listen: Option<SocketAddr>,
@@ -87,6 +93,10 @@ pub struct Limits {
     pub loads_max: usize,
     /// Namespaces the daemon knows at once.
     pub namespaces_max: usize,
+    /// Native clients connected at once.
+    pub clients_max: usize,
+    /// Leases one native client may hold at once.
+    pub leases_per_client_max: usize,
 }
 
 impl Default for Limits {
@@ -96,6 +106,8 @@ impl Default for Limits {
             reserve_wait_ms: 1_000,
             loads_max: 1_024,
             namespaces_max: 1_024,
+            clients_max: 256,
+            leases_per_client_max: 65_536,
         }
     }
 }
@@ -112,6 +124,10 @@ fn one() -> usize {
 #[expect(clippy::unnecessary_wraps, reason = "the default of an optional key")]
 fn resp_listen() -> Option<SocketAddr> {
     Some(SocketAddr::from(([127, 0, 0, 1], 7080)))
+}
+
+fn uds_mode() -> u32 {
+    0o660
 }
 
 fn metrics_listen() -> SocketAddr {

@@ -20,6 +20,7 @@ pub mod index;
 pub mod key;
 pub mod mesh;
 pub mod namespace;
+pub mod native;
 pub mod request;
 pub mod server;
 pub mod shard;

@@ -15,6 +15,7 @@ use crate::arena::{Arena, ArenaError, HUGE_PAGE_BYTES, Memory, Pages};
 use crate::config::{Config, HugePages};
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
+use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
 use crate::shard::{House, Shard};
 use crate::socket::{adopt_tcp, bind_tcp};
 use crate::stats::Stats;
@@ -56,6 +57,9 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The native door could not be opened.
+    #[error(transparent)]
+    Native(#[from] DoorError),
     /// A shard's thread could not begin.
     #[error("shard {shard} could not start: {reason}")]
     Shard {
@@ -73,6 +77,7 @@ pub enum StartError {
 pub struct Server {
     /// Where metrics are served.
     pub metrics: SocketAddr,
+    native: Option<Door>,
     /// What its shards share: a thread without a shard asks them by [`Store::remote`].
     pub house: House,
     is_stopping: Arc<AtomicBool>,
@@ -86,6 +91,7 @@ struct Birth {
     memory: Memory,
     config: Arc<Config>,
     metrics: Option<Socket>,
+    native: Option<Arc<Hall>>,
     is_stopping: Arc<AtomicBool>,
 }
 
@@ -101,6 +107,7 @@ impl Server {
         let house = house(&config)?;
         let mut metrics_sockets = bind(config.metrics_listen, 1)?;
         let metrics = address(&metrics_sockets, config.metrics_listen);
+        let native = native(&config, &memories)?;
         let is_stopping = Arc::new(AtomicBool::new(false));
         let config = Arc::new(config);
         let mut shards = Vec::with_capacity(memories.len());
@@ -111,20 +118,36 @@ impl Server {
                 memory,
                 config: config.clone(),
                 metrics: metrics_sockets.pop(),
+                native: native.as_ref().map(Door::hall),
                 is_stopping: is_stopping.clone(),
             })?);
         }
-        Ok(Server { metrics, house, is_stopping, shards })
+        Ok(Server { metrics, native, house, is_stopping, shards })
     }
 
     /// Takes no more blocks, lets what is being written be written, and ends the threads.
     pub fn stop(self) {
+        if let Some(native) = self.native {
+            native.close();
+        }
         self.is_stopping.store(true, Ordering::Release);
         for shard in self.shards {
             // A panic ends the process, so a thread that ended has ended well.
             let _ = shard.join();
         }
     }
+}
+
+/// Opens the native door, where one is configured.
+fn native(config: &Config, memories: &[Memory]) -> Result<Option<Door>, DoorError> {
+    let (Some(path), Some(memory)) = (&config.uds, memories.first()) else { return Ok(None) };
+    let limits = DoorLimits {
+        clients_max: config.limits.clients_max,
+        leases_per_client_max: config.limits.leases_per_client_max,
+        block_bytes_max: config.block_bytes_max(),
+    };
+    let arena = memory.arena().clone();
+    Door::open(path, config.uds_mode, limits, arena, memories.len()).map(Some)
 }
 
 fn house(config: &Config) -> Result<House, StartError> {
@@ -176,12 +199,15 @@ fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
 
 /// The life of a shard's thread.
 async fn live(birth: Birth) {
-    let Birth { number, house, memory, config, metrics, is_stopping } = birth;
+    let Birth { number, house, memory, config, metrics, native, is_stopping } = birth;
     let shard = Shard::new(number, house, memory, None);
     let store = Store::of_shard(shard.clone());
     glommio::spawn_local(shard.clone().run()).detach();
     if let Some(listener) = metrics {
         glommio::spawn_local(admin::serve(adopt_tcp(listener), store.clone())).detach();
+    }
+    if let Some(hall) = native {
+        glommio::spawn_local(door::serve(hall, number, store.clone())).detach();
     }
     while !is_stopping.load(Ordering::Acquire) {
         glommio::timer::sleep(STOP_LOOK).await;

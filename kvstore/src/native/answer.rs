@@ -163,11 +163,7 @@ async fn each<F: Future<Output = Result<bool, StoreError>>>(
     Answer::Blocks { results: gather(asked, WAITING_MAX).await }
 }
 
-async fn prefetch(
-    client: &Client,
-    names: &[kv::Name],
-    deadline_ms: u32,
-) -> Result<Answer, Fault> {
+async fn prefetch(client: &Client, names: &[kv::Name], deadline_ms: u32) -> Result<Answer, Fault> {
     let keys: Vec<Key> = names.iter().map(|name| client.key(*name)).collect();
     let count = client.store.prefetch(&keys, deadline(deadline_ms)).await;
     Ok(Answer::Count { blocks: count.map_err(|error| fault(&error))? as u64 })

@@ -213,11 +213,14 @@ impl Line {
     ) -> Poll<Result<Turn, End>> {
         for _ in 0..READS_PER_TURN_MAX {
             self.poll_work(context);
-            self.begin(context, client)?;
+            let is_begun = self.begin(context, client)?;
             self.poll_write(context)?;
             if !self.has_room() {
                 // Work that ends and a client that reads both wake this task.
                 return Poll::Pending;
+            }
+            if !is_begun {
+                continue;
             }
             match Pin::new(&mut self.stream).poll_read(context, &mut self.buffer) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Turn::Over)),
@@ -242,10 +245,10 @@ impl Line {
         self.working = working;
     }
 
-    /// Begins what has come whole, as far as there is room.
-    fn begin(&mut self, context: &mut Context<'_>, client: &Rc<Client>) -> Result<(), End> {
+    /// Begins what has come whole, as far as there is room. Whether that was all of it.
+    fn begin(&mut self, context: &mut Context<'_>, client: &Rc<Client>) -> Result<bool, End> {
         while self.has_room() {
-            let Some((id, payload)) = self.decoder.poll_frame()? else { return Ok(()) };
+            let Some((id, payload)) = self.decoder.poll_frame()? else { return Ok(true) };
             match kv::decode(payload)? {
                 Request::Release { leases } => {
                     leases.into_iter().for_each(|lease| client.release(lease));
@@ -253,7 +256,8 @@ impl Line {
                 Request::Wake => {}
                 request => {
                     let client = client.clone();
-                    let mut work: Work = Box::pin(async move { (id, answer(client, request).await) });
+                    let mut work: Work =
+                        Box::pin(async move { (id, answer(client, request).await) });
                     match work.as_mut().poll(context) {
                         Poll::Ready((id, answer)) => self.put(id, &answer),
                         Poll::Pending => self.working.push(work),
@@ -261,7 +265,7 @@ impl Line {
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn put(&mut self, id: u64, answer: &Answer) {

@@ -171,8 +171,10 @@ fn remove_stale(path: &Path) -> Result<(), DoorError> {
         return Err(DoorError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|source| DoorError::System { path: path.to_owned(), source }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+                .map_err(|source| DoorError::System { path: path.to_owned(), source })
+        }
         _ => Err(DoorError::InUse(path.to_owned())),
     }
 }

@@ -6,7 +6,10 @@ use std::task::Poll;
 
 /// Runs what `next` makes, at most `at_once` at a time, and gives the results in the order of making.
 /// What is ready at once costs no turn of the executor.
-pub async fn gather<F: Future>(mut next: impl Iterator<Item = F>, at_once: usize) -> Vec<F::Output> {
+pub async fn gather<F: Future>(
+    mut next: impl Iterator<Item = F>,
+    at_once: usize,
+) -> Vec<F::Output> {
     let mut done: Vec<Option<F::Output>> = Vec::with_capacity(next.size_hint().0);
     let mut running: Vec<(usize, Pin<Box<F>>)> = Vec::new();
     let mut is_over = false;
