@@ -199,7 +199,7 @@ fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
 
 /// The life of a shard's thread.
 async fn live(birth: Birth) {
-    let Birth { number, house, memory, config, metrics, native, is_stopping } = birth;
+    let Birth { number, house, memory, config: _, metrics, native, is_stopping } = birth;
     let shard = Shard::new(number, house, memory, None);
     let store = Store::of_shard(shard.clone());
     glommio::spawn_local(shard.clone().run()).detach();

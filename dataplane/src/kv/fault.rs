@@ -59,11 +59,14 @@ pub enum Fault {
     /// The daemon failed in a way that is its own fault.
     #[error("the daemon failed; its log says how")]
     Internal = 18,
+    /// A durable put, and the daemon has no disk.
+    #[error("the daemon has no disk tier, so nothing can be durable; see kv.ssd_dir")]
+    NoDisk = 19,
 }
 
 impl Fault {
     /// All of them, in the order of their numbers, from 1 on.
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 19] = [
         Fault::Busy,
         Fault::TooLarge,
         Fault::QuotaExceeded,
@@ -82,6 +85,7 @@ impl Fault {
         Fault::BadStaging,
         Fault::Peers,
         Fault::Internal,
+        Fault::NoDisk,
     ];
 
     /// Its number on the wire.
@@ -111,6 +115,6 @@ mod tests {
             assert_eq!(Fault::from_number(fault.number()), Some(fault));
         }
         assert_eq!(Fault::from_number(0), None);
-        assert_eq!(Fault::from_number(19), None);
+        assert_eq!(Fault::from_number(20), None);
     }
 }

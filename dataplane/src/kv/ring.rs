@@ -177,7 +177,7 @@ mod tests {
         }
 
         #[test]
-        fn completions_are_read_as_written(id: u32, words: [u64; 3], fault in 1u8..=18) {
+        fn completions_are_read_as_written(id: u32, words: [u64; 3], fault in 1u8..=19) {
             let [lease, offset, len] = words;
             for got in [
                 Got::Missing,

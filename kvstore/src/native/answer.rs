@@ -67,10 +67,7 @@ impl Client {
     fn grant(&self, lease: Lease) -> Got {
         let (offset, len) = (lease.offset(), lease.len() as u64);
         match self.leases.borrow_mut().insert(lease) {
-            Ok(lease) => {
-                self.store.house().stats.served_bytes.inc_by(len);
-                Got::Leased { lease, offset, len }
-            }
+            Ok(lease) => Got::Leased { lease, offset, len },
             Err(_) => Got::Failed(Fault::TooManyLeases),
         }
     }
@@ -289,6 +286,8 @@ fn fault(error: &StoreError) -> Fault {
         StoreError::TooLarge { .. } => Fault::TooLarge,
         StoreError::QuotaExceeded => Fault::QuotaExceeded,
         StoreError::ParentMissing => Fault::ParentMissing,
+        StoreError::NoDisk => Fault::NoDisk,
+        StoreError::Disk(_) => Fault::Disk,
         StoreError::Draining => Fault::Draining,
         StoreError::Namespace(NamespaceError::TooMany(_)) => Fault::TooManyNamespaces,
         StoreError::Namespace(NamespaceError::Name(_)) => Fault::BadRequest,
