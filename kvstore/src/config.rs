@@ -47,6 +47,18 @@ pub struct Config {
     /// Where metrics and health are served.
     #[serde(default = "metrics_listen")]
     pub metrics_listen: SocketAddr,
+    /// Directories, or block devices, that keep blocks beyond RAM; empty: none.
+    #[serde(default)]
+    pub ssd_dir: Vec<PathBuf>,
+    /// Bytes the disk may use, in GiB, over all of `ssd_dir`.
+    #[serde(default)]
+    pub ssd_gib: f64,
+    /// Where the index of the disk lies; absent: `index` in the first of `ssd_dir`.
+    #[serde(default)]
+    pub index_dir: Option<PathBuf>,
+    /// Size of a segment, in MiB: what the disk is written and given up in. Must hold the largest block.
+    #[serde(default = "ssd_segment_mib")]
+    pub ssd_segment_mib: u64,
     /// When blocks reach the disk, where the namespace says nothing else.
     #[serde(default)]
     pub write: WritePolicy,
@@ -89,6 +101,10 @@ pub struct Limits {
     pub block_mib_max: u64,
     /// How long a write waits while all memory is leased, in milliseconds.
     pub reserve_wait_ms: u64,
+    /// Bytes a second that may be written to disk, but for durable blocks, in MiB; absent: no limit.
+    pub ssd_write_mib_s_max: Option<u64>,
+    /// How long a stop may take to write RAM to disk, in seconds.
+    pub stop_s_max: u64,
     /// Blocks on their way into RAM at once, for each shard.
     pub loads_max: usize,
     /// Namespaces the daemon knows at once.
@@ -104,6 +120,8 @@ impl Default for Limits {
         Limits {
             block_mib_max: 512,
             reserve_wait_ms: 1_000,
+            ssd_write_mib_s_max: None,
+            stop_s_max: 30,
             loads_max: 1_024,
             namespaces_max: 1_024,
             clients_max: 256,
@@ -116,6 +134,11 @@ impl Default for Limits {
 pub const BLOCK_MIB_MAX: u64 = 512;
 /// Most shards: more threads than that only hand blocks to each other.
 pub const CORES_MAX: usize = 64;
+
+/// 1 GiB: twice the largest block there can be. A quarter of it is the most that a stop leaves unused.
+fn ssd_segment_mib() -> u64 {
+    1_024
+}
 
 fn one() -> usize {
     1
@@ -171,6 +194,7 @@ impl Config {
             );
             return fault("kv.ram_gib", message);
         }
+        self.check_disk(path)?;
         for (name, namespace) in &self.namespaces {
             if namespace.quota_gib.is_some_and(|quota| !(quota.is_finite() && quota > 0.0)) {
                 let key = format!("kv.namespaces.{name}.quota_gib");
@@ -179,6 +203,53 @@ impl Config {
         }
         config::require_loopback(path, "kv.metrics_listen", self.metrics_listen)?;
         Ok(self)
+    }
+
+    fn check_disk(&self, path: &Path) -> Result<(), ConfigError> {
+        let fault = |key: &str, message: String| {
+            Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
+        };
+        if self.ssd_dir.is_empty() {
+            return Ok(());
+        }
+        if !(self.ssd_gib.is_finite() && self.ssd_gib > 0.0) {
+            return fault("kv.ssd_gib", "say how much of kv.ssd_dir may be used".to_owned());
+        }
+        let is_device = self.ssd_dir.first().is_some_and(|first| first.exists() && !first.is_dir());
+        if self.index_dir.is_none() && is_device {
+            let message = "the first of kv.ssd_dir is no directory; name one for the index";
+            return fault("kv.index_dir", message.to_owned());
+        }
+        if self.ssd_segment_mib <= self.limits.block_mib_max {
+            let message = format!(
+                "{} MiB do not hold a block of kv.limits.block_mib_max = {} and its header; raise one or lower the other",
+                self.ssd_segment_mib, self.limits.block_mib_max
+            );
+            return fault("kv.ssd_segment_mib", message);
+        }
+        Ok(())
+    }
+
+    /// Bytes to use of each of `ssd_dir`; none if there is no disk.
+    pub fn ssd_bytes_each(&self) -> Option<u64> {
+        let count = self.ssd_dir.len() as u64;
+        ((self.ssd_gib * GIB) as u64).checked_div(count).map(|bytes| bytes >> 12 << 12)
+    }
+
+    /// Where the index of the disk lies.
+    pub fn index_dir(&self) -> PathBuf {
+        let beside = || self.ssd_dir.first().map(|first| first.join("index"));
+        self.index_dir.clone().or_else(beside).unwrap_or_default()
+    }
+
+    /// Size of a segment, in bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.ssd_segment_mib << 20
+    }
+
+    /// Bytes a second that may be written to disk, but for durable blocks.
+    pub fn ssd_write_bytes_per_s(&self) -> Option<u64> {
+        self.limits.ssd_write_mib_s_max.map(|mib| mib << 20)
     }
 
     /// RAM of one shard, in bytes, whole huge pages.

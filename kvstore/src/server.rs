@@ -2,17 +2,23 @@
 //!
 //! It owns the threads. Each shard is one glommio executor; the doors run on all of them.
 
+mod disk;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use glommio::{LocalExecutorBuilder, Placement};
 use socket2::Socket;
 
+use disk::{DiskStartError, Share};
+
 use crate::admin;
 use crate::arena::{Arena, ArenaError, HUGE_PAGE_BYTES, Memory, Pages};
 use crate::config::{Config, HugePages};
+use crate::disk::index::IndexThread;
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
@@ -57,6 +63,9 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskStartError),
     /// The native door could not be opened.
     #[error(transparent)]
     Native(#[from] DoorError),
@@ -81,7 +90,8 @@ pub struct Server {
     /// What its shards share: a thread without a shard asks them by [`Store::remote`].
     pub house: House,
     is_stopping: Arc<AtomicBool>,
-    shards: Vec<JoinHandle<()>>,
+    shards: Vec<JoinHandle<bool>>,
+    disk_index: Option<IndexThread>,
 }
 
 /// What every shard's thread begins with.
@@ -92,6 +102,7 @@ struct Birth {
     config: Arc<Config>,
     metrics: Option<Socket>,
     native: Option<Arc<Hall>>,
+    disk: Option<Share>,
     is_stopping: Arc<AtomicBool>,
 }
 
@@ -108,6 +119,15 @@ impl Server {
         let mut metrics_sockets = bind(config.metrics_listen, 1)?;
         let metrics = address(&metrics_sockets, config.metrics_listen);
         let native = native(&config, &memories)?;
+        let (shares, disk_index) = match disk::recover(&config, &house)? {
+            Some(recovered) => {
+                house.stats.watch_disk(recovered.tier().clone());
+                let (shares, index) = recovered.split(&config);
+                (shares, Some(index))
+            }
+            None => (Vec::new(), None),
+        };
+        let mut shares = shares.into_iter();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let config = Arc::new(config);
         let mut shards = Vec::with_capacity(memories.len());
@@ -119,10 +139,11 @@ impl Server {
                 config: config.clone(),
                 metrics: metrics_sockets.pop(),
                 native: native.as_ref().map(Door::hall),
+                disk: shares.next(),
                 is_stopping: is_stopping.clone(),
             })?);
         }
-        Ok(Server { metrics, native, house, is_stopping, shards })
+        Ok(Server { metrics, native, house, is_stopping, shards, disk_index })
     }
 
     /// Takes no more blocks, lets what is being written be written, and ends the threads.
@@ -131,9 +152,18 @@ impl Server {
             native.close();
         }
         self.is_stopping.store(true, Ordering::Release);
+        let mut is_disk_closed = true;
         for shard in self.shards {
             // A panic ends the process, so a thread that ended has ended well.
-            let _ = shard.join();
+            is_disk_closed &= shard.join().unwrap_or(true);
+        }
+        self.house.stats.forget_disk();
+        match self.disk_index {
+            Some(index) if is_disk_closed => index.join(),
+            Some(_) => {
+                tracing::warn!("the disk is still at work; the next start will look it through")
+            }
+            None => {}
         }
     }
 }
@@ -163,7 +193,7 @@ fn house(config: &Config) -> Result<House, StartError> {
     })
 }
 
-fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
+fn spawn(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
     let shard = birth.number;
     let placement = match birth.config.cpus.get(shard) {
         Some(&cpu) => Placement::Fixed(cpu),
@@ -179,10 +209,11 @@ fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
         match executor {
             Ok(executor) => {
                 let _ = started.send(Ok(()));
-                executor.run(live(birth));
+                executor.run(live(birth))
             }
             Err(error) => {
                 let _ = started.send(Err(error.to_string()));
+                true
             }
         }
     };
@@ -197,10 +228,23 @@ fn spawn(birth: Birth) -> Result<JoinHandle<()>, StartError> {
     }
 }
 
-/// The life of a shard's thread.
-async fn live(birth: Birth) {
-    let Birth { number, house, memory, config: _, metrics, native, is_stopping } = birth;
-    let shard = Shard::new(number, house, memory, None);
+/// The life of a shard's thread. False if its disk was still at work at the end.
+async fn live(birth: Birth) -> bool {
+    let Birth { number, house, memory, config, metrics, native, disk, is_stopping } = birth;
+    let (disk, restored) = match disk.map(|share| (share.open(&house), share.restored)) {
+        Some((Ok(disk), restored)) => (Some(disk), restored),
+        Some((Err(error), _)) => {
+            tracing::error!(number, %error, "this shard goes without its disk");
+            (None, Vec::new())
+        }
+        None => (None, Vec::new()),
+    };
+    let shard = Shard::new(number, house, memory, disk.clone());
+    for block in restored {
+        shard.restore(block.key, block.parent, block.place, block.children);
+    }
+    let cleaning = disk
+        .map(|disk| glommio::spawn_local(async move { disk.clean(glommio::timer::sleep).await }));
     let store = Store::of_shard(shard.clone());
     glommio::spawn_local(shard.clone().run()).detach();
     if let Some(listener) = metrics {
@@ -213,10 +257,17 @@ async fn live(birth: Birth) {
         glommio::timer::sleep(STOP_LOOK).await;
     }
     shard.drain();
+    let deadline = Instant::now() + Duration::from_secs(config.limits.stop_s_max);
+    let kept = shard.keep_warm(deadline).await;
+    tracing::info!(number, kept, "blocks in RAM were written to disk");
+    if let Some(cleaning) = cleaning {
+        cleaning.cancel().await;
+    }
+    shard.close_disk(deadline.max(Instant::now() + STOP_LOOK)).await
 }
 
 /// How often a shard looks whether it should stop.
-const STOP_LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+const STOP_LOOK: Duration = Duration::from_millis(50);
 
 fn bind(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, StartError> {
     bind_tcp(address, shards).map_err(|source| StartError::Listen { address, source })

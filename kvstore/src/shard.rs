@@ -14,11 +14,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use load::Load;
 
 use crate::arena::Memory;
 use crate::config::Limits;
+use crate::disk::ring::RingDevice;
 use crate::eviction::Eviction;
 use crate::index::Index;
 use crate::key::{Key, NamespaceId};
@@ -29,11 +31,10 @@ use crate::signal::Signal;
 use crate::stats::Stats;
 use crate::store::{Listed, Tier};
 
-pub use crate::disk::absent::Absent as Device;
 pub use crate::disk::place::Place;
 
 /// A shard's disk.
-pub type Disk = crate::disk::Disk<Device>;
+pub type Disk = crate::disk::Disk<RingDevice>;
 
 /// What a shard owns, changed only between two waits.
 struct State {
@@ -55,6 +56,26 @@ pub struct House {
     pub limits: Limits,
 }
 
+impl House {
+    /// Sends a request that nobody waits for to the shard of `key`. To be called on a shard's thread:
+    /// where there is no room, a task of it waits.
+    pub fn tell(&self, key: Key, request: Request) {
+        let shard = key.shard(self.inboxes.len());
+        let Err(mut request) = self.inboxes[shard].send(request) else { return };
+        let inboxes = self.inboxes.clone();
+        glommio::spawn_local(async move {
+            while let Err(back) = inboxes[shard].send(request) {
+                request = back;
+                glommio::executor().yield_now().await;
+            }
+        })
+        .detach();
+    }
+}
+
+/// How often a shard that ends looks whether its disk is at rest.
+const CLOSE_LOOK: Duration = Duration::from_millis(5);
+
 /// One core's share of the store.
 pub struct Shard {
     number: usize,
@@ -68,7 +89,8 @@ pub struct Shard {
     loading: RefCell<HashMap<Key, Rc<Load>>>,
     /// Blocks on their way to disk because they leave RAM.
     spills: Cell<usize>,
-    disk: Option<Rc<Disk>>,
+    /// Taken out at the end: tasks that wait for ever keep the shard itself.
+    disk: RefCell<Option<Rc<Disk>>>,
     is_draining: Cell<bool>,
 }
 
@@ -85,7 +107,7 @@ impl Shard {
             wanted: Signal::default(),
             loading: RefCell::default(),
             spills: Cell::new(0),
-            disk,
+            disk: RefCell::new(disk),
             is_draining: Cell::new(false),
         })
     }
@@ -93,6 +115,24 @@ impl Shard {
     /// Which shard this is.
     pub fn number(&self) -> usize {
         self.number
+    }
+
+    /// Its disk, if it has one.
+    pub(crate) fn disk(&self) -> Option<Rc<Disk>> {
+        self.disk.borrow().clone()
+    }
+
+    /// Lets the disk go once nothing is read from it or written to it any more. False if something still
+    /// is at `deadline`.
+    pub async fn close_disk(&self, deadline: Instant) -> bool {
+        let Some(disk) = self.disk.take() else { return true };
+        while Rc::strong_count(&disk) > 1 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            glommio::timer::sleep(CLOSE_LOOK).await;
+        }
+        true
     }
 
     /// What all shards share.

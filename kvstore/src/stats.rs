@@ -2,9 +2,13 @@
 //!
 //! Names follow `cgn_kvcached_<noun>_<unit>[_total]`, base units.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus::{
     Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+use crate::disk::tier::Tier;
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub struct Stats {
     namespace_bytes: IntGaugeVec,
     /// Bytes of RAM that may be resident.
     pub budget_bytes: IntGauge,
+    disk: Mutex<Option<Arc<Tier>>>,
 }
 
 fn named(name: &str, help: &str) -> Opts {
@@ -89,13 +94,30 @@ impl Stats {
                 &["namespace"],
             )?,
             budget_bytes,
+            disk: Mutex::default(),
             registry,
         })
+    }
+
+    /// The disk whose counters are shown too.
+    pub fn watch_disk(&self, tier: Arc<Tier>) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(tier);
+    }
+
+    /// The disk is about to be closed.
+    pub fn forget_disk(&self) {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// A block of so many bytes was found in RAM.
     pub fn hit_in_ram(&self, bytes: u64) {
         self.ram_hits.inc();
+        self.served_bytes.inc_by(bytes);
+    }
+
+    /// A block of so many bytes was found on disk.
+    pub fn hit_on_disk(&self, bytes: u64) {
+        self.lookups.with_label_values(&["disk"]).inc();
         self.served_bytes.inc_by(bytes);
     }
 

@@ -72,7 +72,7 @@ impl Shard {
     }
 
     async fn erase(&self, key: Key, place: Place) -> Result<(), StoreError> {
-        let Some(disk) = self.disk.clone() else { return Ok(()) };
+        let Some(disk) = self.disk() else { return Ok(()) };
         let task = glommio::spawn_local(async move { disk.remove(key, &place).await });
         task.await.map_err(|error| StoreError::Disk(error.to_string()))
     }

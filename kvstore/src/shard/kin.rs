@@ -118,21 +118,7 @@ impl Shard {
     /// not become as deep a recursion.
     pub(super) fn tell_parent(&self, parent: Option<Key>, children: i32, in_ram: i32) {
         if let Some(parent) = parent.filter(|_| (children, in_ram) != (0, 0)) {
-            self.tell(parent, Request::Relate { parent, children, in_ram });
+            self.house.tell(parent, Request::Relate { parent, children, in_ram });
         }
-    }
-
-    /// Sends a request that nobody waits for to the shard of `key`; it waits there for room.
-    pub(super) fn tell(&self, key: Key, request: Request) {
-        let inboxes = self.house.inboxes.clone();
-        let shard = key.shard(inboxes.len());
-        let Err(mut request) = inboxes[shard].send(request) else { return };
-        glommio::spawn_local(async move {
-            while let Err(back) = inboxes[shard].send(request) {
-                request = back;
-                glommio::executor().yield_now().await;
-            }
-        })
-        .detach();
     }
 }

@@ -101,7 +101,7 @@ impl Shard {
         if let Some(place) = place
             && let Some(lease) = self.bring_from_disk(key, place).await?
         {
-            self.house.stats.lookups.with_label_values(&["disk"]).inc();
+            self.house.stats.hit_on_disk(lease.len() as u64);
             return Ok(Some(lease));
         }
         self.house.stats.lookups.with_label_values(&["none"]).inc();
@@ -113,7 +113,7 @@ impl Shard {
         key: Key,
         place: Place,
     ) -> Result<Option<Lease>, StoreError> {
-        let Some(disk) = &self.disk else { return Ok(None) };
+        let Some(disk) = self.disk() else { return Ok(None) };
         let slot = self.reserve(key, place.len as usize).await?;
         match disk.read(key, &place, slot).await {
             Ok((about, slot)) => {

@@ -24,7 +24,7 @@ impl Shard {
     /// # Errors
     /// [`StoreError::NoDisk`] and [`StoreError::Disk`].
     pub(super) async fn write_down(self: &Rc<Self>, block: Lease) -> Result<(), StoreError> {
-        let Some(disk) = self.disk.clone() else { return Err(StoreError::NoDisk) };
+        let Some(disk) = self.disk() else { return Err(StoreError::NoDisk) };
         let shard = self.clone();
         // A task of its own: a client that hangs up must not leave half a record.
         let task = glommio::spawn_local(async move {
@@ -47,12 +47,12 @@ impl Shard {
         match id.filter(|&id| state.index.get(id).is_some_and(is_same)) {
             Some(id) => {
                 let old = self.alter(state, id, |entry| entry.disk.replace(place)).flatten();
-                if let (Some(old), Some(disk)) = (old, &self.disk) {
+                if let (Some(old), Some(disk)) = (old, self.disk()) {
                     disk.forget(block.key(), &old);
                 }
             }
             None => {
-                if let Some(disk) = &self.disk {
+                if let Some(disk) = self.disk() {
                     disk.forget(block.key(), &place);
                 }
             }
@@ -61,7 +61,7 @@ impl Shard {
 
     /// Whether the victim should be written before it leaves RAM.
     pub(super) fn is_worth_writing(&self, entry: &Entry<Place>) -> bool {
-        let (Some(disk), Some(block), None) = (&self.disk, &entry.ram, entry.disk) else {
+        let (Some(disk), Some(block), None) = (self.disk(), &entry.ram, entry.disk) else {
             return false;
         };
         // Children on disk would never be found again without this one.
@@ -125,7 +125,7 @@ impl Shard {
                         self.alter(state, id, |entry| entry.disk = Some(to));
                     }
                     None => {
-                        if let Some(disk) = &self.disk {
+                        if let Some(disk) = self.disk() {
                             disk.forget(key, &to);
                         }
                     }
@@ -143,19 +143,20 @@ impl Shard {
         }
     }
 
-    /// A block that a start found on disk. Its children are counted by [`Shard::relate`].
-    pub fn restore(&self, key: Key, parent: Option<Key>, place: Place) {
+    /// A block that a start found on disk, where `children` follow it.
+    pub fn restore(&self, key: Key, parent: Option<Key>, place: Place, children: u32) {
         let state = &mut *self.state.borrow_mut();
         let Some(id) = state.index.enter(key) else { return };
         if let Some(entry) = state.index.get_mut(id) {
             entry.disk = Some(place);
             entry.parent = parent;
+            entry.children = children;
         }
     }
 
     /// Before the end: writes down what was used and is in RAM only, until `deadline`. Says how many.
     pub async fn keep_warm(self: &Rc<Self>, deadline: Instant) -> usize {
-        let Some(disk) = &self.disk else { return 0 };
+        let Some(disk) = self.disk() else { return 0 };
         let is_worth = |entry: &Entry<Place>| entry.touches > 0 && self.is_worth_writing(entry);
         let worth: Vec<Lease> = {
             let state = self.state.borrow();
