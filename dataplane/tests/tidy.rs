@@ -18,6 +18,7 @@ const UNSAFE_FILES: &[&str] = &[
     "kvstore/client/src/mapping.rs",
     "agent/src/process.rs",
     "dataplane/src/route/index/pages.rs",
+    "kvstore/src/disk/ring.rs",
 ];
 /// Markers of unfinished work, put together here so that this file holds none.
 const BANNED_WORDS: &[&str] = &[concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];

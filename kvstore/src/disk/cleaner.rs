@@ -113,8 +113,8 @@ impl<D: Device> Cleaner<D> {
     }
 
     fn begin(&self) -> bool {
-        let ledger = &self.shelf.tier.ledger;
-        if ledger.free_segments() >= self.free_min {
+        let (ledger, tier) = (&self.shelf.tier.ledger, &self.shelf.tier);
+        if ledger.free_segments(|device| tier.is_usable(device)) >= self.free_min {
             return false;
         }
         let Some(segment) = ledger.take_oldest() else { return false };

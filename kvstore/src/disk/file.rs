@@ -8,11 +8,16 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
 /// Name of the file in a directory of `kv.ssd_dir`.
 pub const FILE_NAME: &str = "cognitora.kv";
+
+/// How often a lock is tried: 2 s, in which any operation ends that the device ends at all.
+const LOCK_TRIES_MAX: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open file or block device, to be shared by all shards.
 #[derive(Clone, Debug)]
@@ -58,7 +63,7 @@ impl DiskFile {
             io::ErrorKind::InvalidInput => OpenError::NoDirect(path.clone()),
             _ => refused(source),
         })?;
-        match file.try_lock() {
+        match lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path)),
             Err(TryLockError::Error(source)) => return Err(refused(source)),
@@ -92,6 +97,17 @@ impl DiskFile {
     pub fn is_sparse(&self) -> bool {
         self.file.metadata().is_ok_and(|metadata| metadata.is_file())
     }
+}
+
+/// Locks the file. A daemon that was killed keeps its lock until the kernel has ended its last operation.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 1..LOCK_TRIES_MAX {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    file.try_lock()
 }
 
 #[cfg(test)]

@@ -128,15 +128,13 @@ impl Ledger {
         self.next_version.fetch_add(1, Relaxed)
     }
 
-    /// A free segment and the number of its new use; devices take turns, those in `avoid` come last.
-    pub fn take_free(&self, avoid: impl Fn(u16) -> bool) -> Option<(Segment, u64)> {
+    /// A free segment of a device that is `usable`, and the number of its new use; devices take turns.
+    pub fn take_free(&self, usable: impl Fn(u16) -> bool) -> Option<(Segment, u64)> {
         let mut order = lock(&self.order);
         let devices = order.free.len();
-        let turns = (0..devices).map(|turn| (order.next_device + turn) % devices.max(1));
-        let mut turns: Vec<usize> =
-            turns.filter(|&device| !order.free[device].is_empty()).collect();
-        turns.sort_by_key(|&device| avoid(device as u16));
-        let device = *turns.first()?;
+        let mut turns = (0..devices).map(|turn| (order.next_device + turn) % devices.max(1));
+        let device =
+            turns.find(|&device| usable(device as u16) && !order.free[device].is_empty())?;
         order.next_device = device + 1;
         let number = order.free[device].pop_front()?;
         let segment = Segment { device: device as u16, number };
@@ -162,9 +160,11 @@ impl Ledger {
         }
     }
 
-    /// Number of free segments.
-    pub fn free_segments(&self) -> usize {
-        lock(&self.order).free.iter().map(VecDeque::len).sum()
+    /// Number of free segments of the devices that are `usable`.
+    pub fn free_segments(&self, usable: impl Fn(u16) -> bool) -> usize {
+        let order = lock(&self.order);
+        let free = order.free.iter().zip(0..).filter(|(_, device)| usable(*device));
+        free.map(|(free, _)| free.len()).sum()
     }
 
     /// Number of all segments.
@@ -338,17 +338,17 @@ mod tests {
     impl Bench {
         fn new() -> Bench {
             let ledger = Ledger::new(&[3, 2]);
-            let open = ledger.take_free(|_| false).unwrap();
+            let open = ledger.take_free(|_| true).unwrap();
             Bench { ledger, open, page: 1, live: HashMap::new() }
         }
 
         fn place(&mut self) -> Place {
             if self.page > 6 {
                 self.ledger.seal(self.open.0, self.open.1);
-                if self.ledger.free_segments() == 0 {
+                if self.ledger.free_segments(|_| true) == 0 {
                     self.recycle();
                 }
-                self.open = self.ledger.take_free(|_| false).unwrap();
+                self.open = self.ledger.take_free(|_| true).unwrap();
                 self.page = 1;
             }
             self.page += 2;
@@ -421,11 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn devices_take_turns_and_a_sick_one_comes_last() {
+    fn devices_take_turns_and_a_sick_one_has_none() {
         let ledger = Ledger::new(&[2, 2]);
-        let take = |sick: u16| ledger.take_free(|device| device == sick).unwrap().0.device;
-        assert_eq!([take(9), take(9)], [0, 1]);
-        assert_eq!([take(0), take(9)], [1, 0]);
-        assert!(ledger.take_free(|_| false).is_none());
+        let take = |sick| ledger.take_free(|device| device != sick).map(|(at, _)| at.device);
+        assert_eq!([take(9), take(9), take(0), take(9)], [Some(0), Some(1), Some(1), Some(0)]);
+        assert_eq!(take(9), None);
+        ledger.put_back(Segment { device: 1, number: 0 });
+        assert_eq!(ledger.free_segments(|device| device != 1), 0);
+        assert_eq!([take(1), take(0)], [None, Some(1)]);
     }
 }

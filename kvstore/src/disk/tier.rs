@@ -9,7 +9,7 @@ use super::record::About;
 use super::segment::Layout;
 use crate::key::Key;
 
-/// Failures in a row after which a device is written to only when no other has room: fewer could be
+/// Failures in a row after which a device is written to only when all others fail, too: fewer could be
 /// chance, more would make clients wait for each.
 const FAILURES_MAX: u32 = 3;
 
@@ -146,7 +146,7 @@ impl Tier {
         if let Some(failures) = self.failures.get(usize::from(device))
             && failures.fetch_add(1, Relaxed) + 1 == FAILURES_MAX
         {
-            tracing::error!(device, "the disk fails: it is written to only when no other has room");
+            tracing::error!(device, "the disk fails: it is written to only when all do");
         }
     }
 
@@ -154,6 +154,11 @@ impl Tier {
     pub fn is_sick(&self, device: u16) -> bool {
         let failures = self.failures.get(usize::from(device));
         failures.is_some_and(|failures| failures.load(Relaxed) >= FAILURES_MAX)
+    }
+
+    /// Whether segments of the device are to be used: it is healthy, or none is.
+    pub fn is_usable(&self, device: u16) -> bool {
+        !self.is_sick(device) || (0..self.failures.len()).all(|other| self.is_sick(other as u16))
     }
 
     /// Bytes written to devices per byte of blocks, in thousandths; none before the first block.

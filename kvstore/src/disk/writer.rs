@@ -212,12 +212,8 @@ impl<D: Device> Writer<D> {
         let tier = &self.shelf.tier;
         let (mut last_error, mut is_full) = (None, false);
         for _ in 0..SEGMENTS_TRIED_MAX {
-            if is_full || tier.ledger.free_segments() == 0 {
-                let oldest = tier.ledger.take_oldest().ok_or(DiskError::Full)?;
-                self.shelf.empty(oldest);
-            }
-            let free = tier.ledger.take_free(|device| tier.is_sick(device));
-            let Some((segment, sequence)) = free else { continue };
+            let free = self.free_or_oldest(usize::from(is_full));
+            let (segment, sequence) = free.ok_or(DiskError::Full)?;
             let mut back = PutBack { tier, segment, is_free: true };
             let error = match self.begin(segment, sequence).await {
                 Ok(open) => {
@@ -237,6 +233,21 @@ impl<D: Device> Writer<D> {
             last_error = Some(error);
         }
         Err(last_error.map_or(DiskError::Full, DiskError::Io))
+    }
+
+    /// A free segment of a usable device. Segments are given up for it, the oldest first, if there is
+    /// none, and `given_up_min` of them in any case.
+    fn free_or_oldest(&self, given_up_min: usize) -> Option<(Segment, u64)> {
+        let tier = &self.shelf.tier;
+        for given_up in 0..=tier.ledger.segments() {
+            if given_up >= given_up_min
+                && let Some(free) = tier.ledger.take_free(|device| tier.is_usable(device))
+            {
+                return Some(free);
+            }
+            self.shelf.empty(tier.ledger.take_oldest()?);
+        }
+        None
     }
 
     async fn begin(&self, segment: Segment, sequence: u64) -> io::Result<OpenSegment> {

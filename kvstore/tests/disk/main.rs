@@ -3,5 +3,6 @@
 
 mod device_faults;
 mod fault_device;
+mod kill;
 mod power_cut;
 mod shelf;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Instant;
 
 use kvstore::disk::device::{Buffer, Pages};
@@ -20,6 +21,12 @@ use crate::fault_device::FaultDevice;
 
 pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub const FIRST_SEGMENT: usize = 1 << 20;
+
+/// Another for each device that is formatted.
+fn secret() -> [u8; 32] {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    [NEXT.fetch_add(1, Relaxed); 32]
+}
 
 pub fn device(segments: usize, seed: u64) -> FaultDevice {
     FaultDevice::new(FIRST_SEGMENT + segments * SEGMENT_BYTES as usize, seed)
@@ -65,7 +72,7 @@ pub struct Shelf {
 
 impl Shelf {
     pub async fn start(devices: &[FaultDevice], index_dir: &Path) -> Shelf {
-        let started = start(devices, index_dir, SEGMENT_BYTES, || [42; 32]).await.unwrap();
+        let started = start(devices, index_dir, SEGMENT_BYTES, secret).await.unwrap();
         let known = Rc::new(RefCell::new(Known::default()));
         known.borrow_mut().places =
             started.found.iter().map(|found| (found.key, found.entry.place)).collect();

@@ -1,0 +1,208 @@
+//! `kill -9` at random points of writing, on the real devices: a child writes and says what it does,
+//! the parent kills it and looks what is there.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use glommio::{LocalExecutorBuilder, spawn_local};
+use kvstore::disk::device::{Buffer, Pages};
+use kvstore::disk::file::DiskFile;
+use kvstore::disk::place::Place;
+use kvstore::disk::record::PAGE_BYTES;
+use kvstore::disk::ring::{Ring, RingDevice};
+use kvstore::disk::start::{Started, start};
+use kvstore::disk::{Disk, DiskError, Event, Limits};
+use kvstore::key::Key;
+
+use crate::fault_device::Dice;
+use crate::shelf::{about, key, pages, value};
+
+/// Runs of one `cargo test`; `CGN_KILL_RUNS=300` runs as many as the claim needs.
+const RUNS: u64 = 30;
+const FOLDER: &str = "CGN_KILL_FOLDER";
+const SEED: &str = "CGN_KILL_SEED";
+const WRITERS: u8 = 6;
+const KEYS_OF_WRITER: u8 = 5;
+const SEGMENT_BYTES: u64 = 1 << 20;
+const DISK_BYTES: u64 = 9 << 20;
+
+/// What the tier does within one executor of its own.
+fn with_disk(folder: &Path, test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key, Place>)) {
+    let executor = LocalExecutorBuilder::default().make().unwrap();
+    executor.run(async {
+        let ring = Ring::new().unwrap();
+        let driver = spawn_local(ring.clone().drive());
+        let file = DiskFile::open(folder, DISK_BYTES).unwrap();
+        let devices = vec![RingDevice::new(ring.clone(), &file)];
+        let index_dir = folder.join("index");
+        let started = start(&devices, &index_dir, SEGMENT_BYTES, || [3; 32]).await.unwrap();
+        let Started { tier, index, found, .. } = started;
+        let places = found.iter().map(|found| (found.key, found.entry.place)).collect();
+        let limits = Limits { shard: 0, shards: 1, free_segments_min: 2, write_bytes_per_s: None };
+        let said = |event| {
+            if let Event::Dropped { key, .. } = event {
+                println!("dropped {}", key.name.0[0]);
+            }
+        };
+        let disk = Rc::new(Disk::new(Arc::clone(&tier), devices, limits, Instant::now(), said));
+        test(disk.clone(), places).await;
+        disk.close();
+        driver.cancel().await;
+        drop((disk, tier));
+        index.join();
+    });
+}
+
+#[test]
+#[ignore = "the child of the test below"]
+fn child() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
+    with_disk(Path::new(&folder), async |disk, _| {
+        let cleaned = disk.clone();
+        let cleaner =
+            async move { cleaned.clean(async |pause| glommio::timer::sleep(pause).await).await };
+        spawn_local(cleaner).detach();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| spawn_local(write_for_ever(disk.clone(), writer, seed)))
+            .collect();
+        for writer in writers {
+            writer.await;
+        }
+    });
+}
+
+async fn write_for_ever(disk: Rc<Disk<RingDevice>>, writer: u8, seed: u64) {
+    let mut dice =
+        Dice::new(seed.wrapping_mul(0x9E37_79B9).wrapping_add(u64::from(writer) * 77 + 1));
+    let mut places: HashMap<u8, Place> = HashMap::new();
+    let say = |line: String| {
+        let mut out = std::io::stdout().lock();
+        out.write_all(line.as_bytes()).unwrap();
+        out.flush().unwrap();
+    };
+    loop {
+        let number = writer * KEYS_OF_WRITER + dice.roll(u64::from(KEYS_OF_WRITER)) as u8;
+        let seed = dice.roll(1 << 32) as u32;
+        if let Some(place) = places.get(&number).filter(|_| dice.roll(6) == 0).copied() {
+            say(format!("remove {number}\n"));
+            disk.remove(key(number), &place).await.unwrap();
+            places.remove(&number);
+            say(format!("removed {number}\n"));
+            continue;
+        }
+        // What is read is moved when room is made.
+        if let Some(place) = places.get(&number) {
+            let into = Pages::new(place.len.div_ceil(PAGE_BYTES as u64) as usize);
+            match disk.read_buffer(key(number), place, Buffer::Pages(into)).await {
+                Ok(_) | Err(DiskError::Gone) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        say(format!("put {number} {seed}\n"));
+        let bytes = value(seed);
+        let place = disk.write_buffer(key(number), about(&bytes), &|| pages(&bytes)).await.unwrap();
+        if let Some(old) = places.insert(number, place) {
+            disk.forget(key(number), &old);
+        }
+        say(format!("done {number} {seed}\n"));
+    }
+}
+
+/// What a key may be: one of some values, or nothing.
+type Allowed = HashMap<u8, Vec<Option<u32>>>;
+
+fn hear(line: &str, allowed: &mut Allowed) -> bool {
+    let mut words = line.split(' ');
+    let word = words.next().unwrap_or_default();
+    let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
+    let (key, seed) = (number().unwrap_or_default() as u8, number());
+    let entry = allowed.entry(key).or_insert_with(|| vec![None]);
+    match word {
+        "put" => entry.push(seed),
+        "remove" | "dropped" => entry.push(None),
+        "done" => *entry = vec![seed],
+        "removed" => *entry = vec![None],
+        _ => {}
+    }
+    matches!(word, "done" | "removed")
+}
+
+fn run_and_kill(folder: &Path, seed: u64, acknowledged: u64, allowed: &mut Allowed) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "kill::child", "--nocapture"])
+        .env(FOLDER, folder)
+        .env(SEED, seed.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut heard = 0;
+    for line in lines.by_ref() {
+        heard += u64::from(hear(&line.unwrap(), allowed));
+        if heard >= acknowledged {
+            break;
+        }
+    }
+    assert_eq!(heard, acknowledged, "the child ended by itself");
+    child.kill().unwrap();
+    // What it said before it died counts, but for a line it did not end.
+    let mut rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let last = rest.pop();
+    rest.iter().for_each(|line| _ = hear(line, allowed));
+    if let Some(last) = last
+        && let Some((before, _)) = last.split_once(' ')
+        && matches!(before, "put" | "remove" | "dropped")
+    {
+        hear(&last, allowed);
+    }
+    child.wait().unwrap();
+}
+
+fn look(folder: &Path, allowed: &mut Allowed) {
+    let allowed = std::cell::RefCell::new(allowed);
+    with_disk(folder, async |disk, places| {
+        let allowed = &mut **allowed.borrow_mut();
+        for number in 0..WRITERS * KEYS_OF_WRITER {
+            let values = allowed.entry(number).or_insert_with(|| vec![None]);
+            let found = read(&disk, &places, number).await;
+            let is = values.iter().find(|seed| seed.map(value) == found);
+            let Some(&is) = is else { panic!("{number} is {found:?}, not of {values:?}") };
+            *values = vec![is];
+        }
+    });
+}
+
+async fn read(
+    disk: &Disk<RingDevice>,
+    places: &HashMap<Key, Place>,
+    number: u8,
+) -> Option<Vec<u8>> {
+    let place = places.get(&key(number))?;
+    let into = Pages::new(place.len.div_ceil(PAGE_BYTES as u64) as usize);
+    match disk.read_buffer(key(number), place, Buffer::Pages(into)).await {
+        Ok((_, buffer)) => Some(buffer.bytes()[..place.len as usize].to_vec()),
+        Err(DiskError::Corrupt) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn what_was_acknowledged_before_a_kill_is_there_after_it() {
+    let runs = std::env::var("CGN_KILL_RUNS").ok().and_then(|runs| runs.parse().ok());
+    let folder = tempfile::tempdir().unwrap();
+    let mut dice = Dice::new(0xC0FFEE);
+    let mut allowed = Allowed::new();
+    for run in 0..runs.unwrap_or(RUNS) {
+        run_and_kill(folder.path(), run, 1 + dice.roll(60), &mut allowed);
+        if dice.roll(4) == 0 {
+            std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+        }
+        look(folder.path(), &mut allowed);
+    }
+}
