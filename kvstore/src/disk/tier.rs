@@ -111,13 +111,11 @@ impl Tier {
     }
 
     /// Frees a segment taken by [`Ledger::take_oldest`]: what was live in it is gone.
-    pub fn empty(&self, segment: Segment) -> Vec<Live> {
-        let dropped = self.ledger.empty(segment);
-        count(&self.counters.dropped, dropped.len() as u64);
-        for live in &dropped {
-            self.tell(Change::Delete { key: live.key, place: live.place });
+    pub fn empty(&self, segment: Segment) {
+        for Live { key, place, .. } in self.ledger.empty(segment) {
+            count(&self.counters.dropped, 1);
+            self.tell(Change::Delete { key, place });
         }
-        dropped
     }
 
     /// All records of the segment up to page `to` are in the index.

@@ -49,11 +49,12 @@ impl<D> Shelf<D> {
         Some((self.devices.get(device)?, offset))
     }
 
-    /// Gives up the blocks of a segment taken out of the order.
+    /// Gives up the blocks of a segment taken out of the order. Who knows of them is told first.
     pub fn empty(&self, segment: Segment) {
-        for Live { key, place, .. } in self.tier.empty(segment) {
+        for Live { key, place, .. } in self.tier.ledger.live(segment) {
             (self.events)(Event::Dropped { key, place });
         }
+        self.tier.empty(segment);
     }
 }
 

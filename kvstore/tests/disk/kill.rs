@@ -63,13 +63,13 @@ fn with_disk(folder: &Path, test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key
 fn child() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
-    with_disk(Path::new(&folder), async |disk, _| {
+    with_disk(Path::new(&folder), async |disk, places| {
         let cleaned = disk.clone();
         let cleaner =
             async move { cleaned.clean(async |pause| glommio::timer::sleep(pause).await).await };
         spawn_local(cleaner).detach();
         let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| spawn_local(write_for_ever(disk.clone(), writer, seed)))
+            .map(|writer| spawn_local(write_for_ever(disk.clone(), writer, seed, places.clone())))
             .collect();
         for writer in writers {
             writer.await;
@@ -77,10 +77,14 @@ fn child() {
     });
 }
 
-async fn write_for_ever(disk: Rc<Disk<RingDevice>>, writer: u8, seed: u64) {
+async fn write_for_ever(
+    disk: Rc<Disk<RingDevice>>,
+    writer: u8,
+    seed: u64,
+    mut places: HashMap<Key, Place>,
+) {
     let mut dice =
         Dice::new(seed.wrapping_mul(0x9E37_79B9).wrapping_add(u64::from(writer) * 77 + 1));
-    let mut places: HashMap<u8, Place> = HashMap::new();
     let say = |line: String| {
         let mut out = std::io::stdout().lock();
         out.write_all(line.as_bytes()).unwrap();
@@ -89,15 +93,15 @@ async fn write_for_ever(disk: Rc<Disk<RingDevice>>, writer: u8, seed: u64) {
     loop {
         let number = writer * KEYS_OF_WRITER + dice.roll(u64::from(KEYS_OF_WRITER)) as u8;
         let seed = dice.roll(1 << 32) as u32;
-        if let Some(place) = places.get(&number).filter(|_| dice.roll(6) == 0).copied() {
+        if let Some(place) = places.get(&key(number)).filter(|_| dice.roll(6) == 0).copied() {
             say(format!("remove {number}\n"));
             disk.remove(key(number), &place).await.unwrap();
-            places.remove(&number);
+            places.remove(&key(number));
             say(format!("removed {number}\n"));
             continue;
         }
         // What is read is moved when room is made.
-        if let Some(place) = places.get(&number) {
+        if let Some(place) = places.get(&key(number)) {
             let into = Pages::new(place.len.div_ceil(PAGE_BYTES as u64) as usize);
             match disk.read_buffer(key(number), place, Buffer::Pages(into)).await {
                 Ok(_) | Err(DiskError::Gone) => {}
@@ -107,7 +111,7 @@ async fn write_for_ever(disk: Rc<Disk<RingDevice>>, writer: u8, seed: u64) {
         say(format!("put {number} {seed}\n"));
         let bytes = value(seed);
         let place = disk.write_buffer(key(number), about(&bytes), &|| pages(&bytes)).await.unwrap();
-        if let Some(old) = places.insert(number, place) {
+        if let Some(old) = places.insert(key(number), place) {
             disk.forget(key(number), &old);
         }
         say(format!("done {number} {seed}\n"));
@@ -172,7 +176,10 @@ fn look(folder: &Path, allowed: &mut Allowed) {
             let values = allowed.entry(number).or_insert_with(|| vec![None]);
             let found = read(&disk, &places, number).await;
             let is = values.iter().find(|seed| seed.map(value) == found);
-            let Some(&is) = is else { panic!("{number} is {found:?}, not of {values:?}") };
+            let Some(&is) = is else {
+                let len = found.map(|found| found.len());
+                panic!("{number} has {len:?} bytes, not those of {values:?}")
+            };
             *values = vec![is];
         }
     });
