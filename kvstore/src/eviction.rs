@@ -6,18 +6,27 @@
 //!
 //! Blocks of one class (how often they were used) form a queue by last use. Time is counted in bytes
 //! inserted. A class is worth a head start over the one below, and the victim is the block that has
-//! waited longest after its head start. How long this is, the ghost teaches, as in ARC: blocks that come back after they
-//! were evicted unused make it shorter, those that were used before make it longer. So a scan pushes out
-//! scanned blocks while a conversation comes back after a pause as from an LRU. A block that came back
-//! goes on in the class it had. The last block of a request, which no other block continues, has a class
-//! of its own, like the small queue of S3-FIFO, with a handicap learned in the same way.
+//! waited longest after its head start. How long this is, the ghost teaches, as in ARC: blocks that come
+//! back after they were evicted unused make it shorter, those that were used before make it longer. So a
+//! scan pushes out scanned blocks, while a conversation is kept over a pause as by an LRU. A block that
+//! came back goes on in the class it had. The last block of a request, which no other continues, has a
+//! class of its own, like the small queue of S3-FIFO, with a handicap learned in the same way.
+//!
+//! Each namespace has queues of its own, so that one over its quota finds its next victim at once; for the
+//! whole cache the firsts of all are compared.
 //!
 //! It knows ids and sizes; it touches no block and asks no clock.
 mod ghost;
+mod groups;
 mod queue;
 
+use std::ops::Range;
+
 use ghost::Ghost;
+use groups::Groups;
 use queue::Queues;
+
+use crate::key::NamespaceId;
 
 /// Classes of worth: a newcomer no block continues, a newcomer, used once, twice, more often. More classes
 /// changed nothing on the trace.
@@ -27,6 +36,8 @@ const UNUSED: usize = 1;
 const USED: usize = 2;
 /// Blocks the scan came to and was refused, oldest first.
 const REFUSED: usize = CLASSES;
+/// Queues of a namespace.
+const QUEUES: usize = CLASSES + 1;
 
 /// Head start of one more use at first, in capacities: between what is best for small and for large
 /// caches on the trace.
@@ -54,8 +65,20 @@ struct Entry {
     bytes: u64,
     /// Bytes inserted up to its last use.
     stamp: u64,
+    /// Number of its namespace.
+    group: u32,
     class: u8,
     is_parked: bool,
+}
+
+impl Entry {
+    fn queue(&self) -> usize {
+        queue(self.group as usize, usize::from(self.class))
+    }
+}
+
+fn queue(group: usize, class: usize) -> usize {
+    group * QUEUES + class
 }
 
 /// The order in which blocks go.
@@ -63,8 +86,12 @@ struct Entry {
 pub struct Eviction {
     capacity_bytes: u64,
     entries: Vec<Entry>,
-    /// One for each class, ordered by last use, and the refused. Parked blocks the scan has passed are in none.
-    queues: Queues<{ CLASSES + 1 }>,
+    /// Of each namespace one for each class, ordered by last use, and the refused. Parked blocks the scan
+    /// has passed are in none.
+    queues: Queues,
+    groups: Groups,
+    /// Whose refused blocks are asked for first; each call begins with the next.
+    turn: usize,
     ghost: Ghost,
     /// Bytes ever inserted: the clock.
     clock_bytes: u64,
@@ -82,6 +109,8 @@ impl Eviction {
             capacity_bytes: capacity_bytes.max(1),
             entries: Vec::new(),
             queues: Queues::new(),
+            groups: Groups::new(),
+            turn: 0,
             ghost: Ghost::new(),
             clock_bytes: 0,
             bytes: 0,
@@ -112,7 +141,7 @@ impl Eviction {
     /// Adds a block without children. Ids are dense: memory is taken for all ids up to the largest. The
     /// fingerprint is the same when the same block comes again. For an id that is there it is a use, and
     /// its size is what is said now.
-    pub fn insert(&mut self, id: u32, fingerprint: u64, bytes: u64) {
+    pub fn insert(&mut self, id: u32, namespace: NamespaceId, fingerprint: u64, bytes: u64) {
         let bytes = bytes.max(1);
         self.clock_bytes = self.clock_bytes.saturating_add(bytes);
         if let Some(entry) = self.entry(id) {
@@ -131,10 +160,17 @@ impl Eviction {
         if self.entries.len() <= id as usize {
             self.entries.resize(id as usize + 1, Entry::default());
         }
-        let stamp = self.clock_bytes;
-        self.entries[id as usize] =
-            Entry { fingerprint, bytes, stamp, class: class as u8, is_parked: false };
-        self.queues.push_last(class, id);
+        let group = self.groups.enter(namespace);
+        self.queues.have(queue(group + 1, 0));
+        self.entries[id as usize] = Entry {
+            fingerprint,
+            bytes,
+            stamp: self.clock_bytes,
+            group: group as u32,
+            class: class as u8,
+            is_parked: false,
+        };
+        self.queues.push_last(queue(group, class), id);
         self.bytes += bytes;
         self.len += 1;
     }
@@ -144,16 +180,17 @@ impl Eviction {
         let clock_bytes = self.clock_bytes;
         let Some(entry) = self.entry(id) else { return };
         entry.stamp = clock_bytes;
-        let class = used_once_more(usize::from(entry.class));
-        entry.class = class as u8;
-        self.queues.push_last(class, id);
+        entry.class = used_once_more(usize::from(entry.class)) as u8;
+        let queue = entry.queue();
+        self.queues.push_last(queue, id);
     }
 
     /// Takes a block out that is gone for another reason than room.
     pub fn remove(&mut self, id: u32) {
         let Some(entry) = self.entry(id) else { return };
-        let bytes = std::mem::take(entry).bytes;
+        let Entry { bytes, group, .. } = std::mem::take(entry);
         self.queues.take(id);
+        self.groups.leave(group as usize);
         self.bytes -= bytes;
         self.len -= 1;
     }
@@ -163,9 +200,11 @@ impl Eviction {
         let Some(entry) = self.entry(id) else { return };
         entry.is_parked = true;
         if usize::from(entry.class) == NEWEST_LEAF {
+            let before = entry.queue();
             entry.class = UNUSED as u8;
-            if self.queues.queue_of(id) == Some(NEWEST_LEAF) {
-                self.queues.push_last(UNUSED, id);
+            let after = entry.queue();
+            if self.queues.queue_of(id) == Some(before) {
+                self.queues.push_last(after, id);
             }
         }
     }
@@ -174,42 +213,77 @@ impl Eviction {
     pub fn unpark(&mut self, id: u32) {
         let Some(entry) = self.entry(id) else { return };
         entry.is_parked = false;
-        let class = usize::from(entry.class);
+        let queue = entry.queue();
         if self.queues.queue_of(id).is_none() {
-            self.queues.push_first(class, id);
+            self.queues.push_first(queue, id);
         }
     }
 
-    /// Takes the next block to go out of the order and remembers it as evicted. Never one that is parked or
-    /// that `may_go` refuses (leased, pinned); those keep their turn. The caller unparks its parent if this was the
-    /// last child. After [`STEPS_MAX`] blocks it gives up: ask [`Eviction::victim_thorough`].
-    pub fn victim(&mut self, may_go: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.seek(may_go, REFUSED_STEPS_MAX, STEPS_MAX)
+    /// Takes the next block to go out of the order, of one namespace or of all, and remembers it as evicted.
+    /// Never one that is parked or that `may_go` refuses (leased, pinned); those keep their turn. The caller
+    /// unparks its parent if this was the last child. After [`STEPS_MAX`] blocks it gives up: ask
+    /// [`Eviction::victim_thorough`].
+    pub fn victim(
+        &mut self,
+        of: Option<NamespaceId>,
+        may_go: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.seek(of, may_go, REFUSED_STEPS_MAX, STEPS_MAX)
     }
 
     /// As [`Eviction::victim`], but looks at every block before it gives up.
-    pub fn victim_thorough(&mut self, may_go: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.seek(may_go, usize::MAX, usize::MAX)
+    pub fn victim_thorough(
+        &mut self,
+        of: Option<NamespaceId>,
+        may_go: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.seek(of, may_go, usize::MAX, usize::MAX)
     }
 
     fn seek(
         &mut self,
+        of: Option<NamespaceId>,
         mut may_go: impl FnMut(u32) -> bool,
         refused_max: usize,
         steps_max: usize,
     ) -> Option<u32> {
-        // What was refused earlier is older than the rest. The block goes to the end of its queue, so
-        // that each is asked for in turn.
-        for _ in 0..self.queues.len(REFUSED).min(refused_max) {
-            let id = self.queues.first(REFUSED)?;
+        let groups = match of {
+            Some(namespace) => {
+                let number = self.groups.number(namespace)?;
+                number..number + 1
+            }
+            None => 0..self.groups.len(),
+        };
+        if let Some(id) = self.seek_refused(groups.clone(), &mut may_go, refused_max) {
+            return Some(self.evict(id));
+        }
+        for _ in 0..steps_max {
+            let id = self.oldest(groups.clone())?;
             if self.passes(id, &mut may_go) {
                 return Some(self.evict(id));
             }
         }
-        for _ in 0..steps_max {
-            let id = self.oldest()?;
-            if self.passes(id, &mut may_go) {
-                return Some(self.evict(id));
+        None
+    }
+
+    /// Asks again for blocks that were refused: they are older than the rest. One that is refused again goes
+    /// to the end of its queue, so that each has its turn, and each namespace.
+    fn seek_refused(
+        &mut self,
+        groups: Range<usize>,
+        may_go: &mut impl FnMut(u32) -> bool,
+        steps_max: usize,
+    ) -> Option<u32> {
+        self.turn = self.turn.wrapping_add(1);
+        let mut steps = steps_max;
+        for at in 0..groups.len() {
+            let refused = queue(groups.start + (at + self.turn) % groups.len(), REFUSED);
+            for _ in 0..self.queues.len(refused) {
+                steps = steps.checked_sub(1)?;
+                let id = self.queues.first(refused)?;
+                if self.passes(id, may_go) {
+                    return Some(id);
+                }
             }
         }
         None
@@ -223,7 +297,7 @@ impl Eviction {
         }
         let may_go = may_go(id);
         if !may_go {
-            self.queues.push_last(REFUSED, id);
+            self.queues.push_last(queue(self.entries[id as usize].group as usize, REFUSED), id);
         }
         may_go
     }
@@ -235,10 +309,11 @@ impl Eviction {
         id
     }
 
-    /// The first of the queue whose first has waited longest after its head start.
-    fn oldest(&self) -> Option<u32> {
-        let firsts = (0..CLASSES).filter_map(|class| {
-            let id = self.queues.first(class)?;
+    /// Of the firsts of all queues the one that has waited longest after its head start.
+    fn oldest(&self, groups: Range<usize>) -> Option<u32> {
+        let queues = groups.flat_map(|group| (0..CLASSES).map(move |class| (group, class)));
+        let firsts = queues.filter_map(|(group, class)| {
+            let id = self.queues.first(queue(group, class))?;
             Some((self.waited(class, self.entries[id as usize].stamp), id))
         });
         firsts.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, id)| id)
@@ -255,9 +330,9 @@ impl Eviction {
         age_bytes as f64 - start * self.capacity_bytes as f64
     }
 
-    /// A block came back that had been evicted from `class`: what it lacked was room in that class. The step is
-    /// its part of the capacity, times how much less of its kind the ghost holds than of the other:
-    /// at rest a byte of either kind comes back as often.
+    /// A block came back that had been evicted from `class`: what it lacked was room in that class. The
+    /// step is its part of the capacity, times how much less of its kind the ghost holds than of the
+    /// other: at rest a byte of either kind comes back as often.
     fn learn(&mut self, class: usize, bytes: u64) {
         let past = self.ghost.bytes();
         let unused: u64 = past[..USED].iter().sum();

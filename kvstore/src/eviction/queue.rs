@@ -10,11 +10,11 @@ struct Link {
     before: u32,
     after: u32,
     /// The queue it is in.
-    queue: u8,
+    queue: u32,
 }
 
 /// In no queue.
-const OFF: u8 = u8::MAX;
+const OFF: u32 = u32::MAX;
 const UNLINKED: Link = Link { before: NONE, after: NONE, queue: OFF };
 
 #[derive(Clone, Copy, Debug)]
@@ -24,16 +24,23 @@ struct Ends {
     len: usize,
 }
 
-/// `N` queues; an id is in one of them at most.
+const EMPTY: Ends = Ends { first: NONE, last: NONE, len: 0 };
+
+/// Queues by number; an id is in one of them at most.
 #[derive(Debug)]
-pub(super) struct Queues<const N: usize> {
+pub(super) struct Queues {
     links: Vec<Link>,
-    ends: [Ends; N],
+    ends: Vec<Ends>,
 }
 
-impl<const N: usize> Queues<N> {
-    pub(super) fn new() -> Queues<N> {
-        Queues { links: Vec::new(), ends: [Ends { first: NONE, last: NONE, len: 0 }; N] }
+impl Queues {
+    pub(super) fn new() -> Queues {
+        Queues { links: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Has at least `count` queues from here on.
+    pub(super) fn have(&mut self, count: usize) {
+        self.ends.resize(self.ends.len().max(count), EMPTY);
     }
 
     pub(super) fn first(&self, queue: usize) -> Option<u32> {
@@ -47,7 +54,7 @@ impl<const N: usize> Queues<N> {
     /// The queue an id is in.
     pub(super) fn queue_of(&self, id: u32) -> Option<usize> {
         let queue = self.links.get(id as usize)?.queue;
-        (queue != OFF).then_some(usize::from(queue))
+        (queue != OFF).then_some(queue as usize)
     }
 
     /// Moves an id to the end of a queue, from wherever it is.
@@ -86,8 +93,8 @@ impl<const N: usize> Queues<N> {
     }
 
     fn settle(&mut self, queue: usize, id: u32) {
-        // There are fewer queues than 255.
-        self.links[id as usize].queue = queue as u8;
+        // There are fewer queues than ids.
+        self.links[id as usize].queue = queue as u32;
         self.ends[queue].len += 1;
     }
 
@@ -115,7 +122,8 @@ mod tests {
     proptest! {
         #[test]
         fn queues_are_queues(steps in prop::collection::vec((0_u8..3, 0_usize..3, 0_u32..12), 0..200)) {
-            let mut queues: Queues<3> = Queues::new();
+            let mut queues = Queues::new();
+            queues.have(3);
             let mut model = [const { VecDeque::<u32>::new() }; 3];
             for (what, queue, id) in steps {
                 model.iter_mut().for_each(|ids| ids.retain(|&other| other != id));

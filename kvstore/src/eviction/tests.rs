@@ -3,11 +3,15 @@ use proptest::prelude::*;
 
 use super::*;
 
+const ONE: NamespaceId = NamespaceId([1; 16]);
+const OTHER: NamespaceId = NamespaceId([2; 16]);
+
 #[derive(Clone, Debug)]
 enum Step {
     /// A child of the block at this place of the list, or a root.
     Insert {
         below: Option<usize>,
+        other: bool,
         fingerprint: u64,
         bytes: u64,
     },
@@ -16,28 +20,31 @@ enum Step {
     Remove(usize),
     Refuse(usize, bool),
     Again(usize, u64),
-    Victim,
-    Thorough,
+    Victim(Option<NamespaceId>),
+    Thorough(Option<NamespaceId>),
     Wrong(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let at = any::<usize>;
+    let of = prop::sample::select(vec![None, None, Some(ONE), Some(OTHER)]);
     prop_oneof![
-        8 => (prop::option::weighted(0.8, at()), 0_u64..60, 0_u64..9)
-            .prop_map(|(below, fingerprint, bytes)| Step::Insert { below, fingerprint, bytes }),
+        8 => (prop::option::weighted(0.8, at()), any::<bool>(), 0_u64..60, 0_u64..9).prop_map(
+            |(below, other, fingerprint, bytes)| Step::Insert { below, other, fingerprint, bytes }
+        ),
         5 => at().prop_map(Step::Touch),
         1 => at().prop_map(Step::Remove),
         3 => (at(), any::<bool>()).prop_map(|(at, refused)| Step::Refuse(at, refused)),
         1 => (at(), 0_u64..9).prop_map(|(at, bytes)| Step::Again(at, bytes)),
-        6 => Just(Step::Victim),
-        2 => Just(Step::Thorough),
+        6 => of.clone().prop_map(Step::Victim),
+        2 => of.prop_map(Step::Thorough),
         1 => (0_u32..300).prop_map(Step::Wrong),
     ]
 }
 
 struct Block {
     id: u32,
+    of: NamespaceId,
     parent: Option<u32>,
     bytes: u64,
     is_refused: bool,
@@ -64,14 +71,20 @@ impl Owner {
         self.blocks.iter().filter(|block| block.parent == Some(id)).count()
     }
 
-    fn insert(&mut self, parent: Option<u32>, fingerprint: u64, bytes: u64) -> u32 {
+    fn insert(
+        &mut self,
+        of: NamespaceId,
+        parent: Option<u32>,
+        fingerprint: u64,
+        bytes: u64,
+    ) -> u32 {
         let id = self.free_ids.pop().unwrap_or_else(|| self.ids.next().unwrap());
-        self.eviction.insert(id, fingerprint, bytes);
+        self.eviction.insert(id, of, fingerprint, bytes);
         if let Some(parent) = parent.filter(|&parent| self.children(parent) == 0) {
             self.eviction.park(parent);
         }
         let bytes = bytes.max(1);
-        self.blocks.push(Block { id, parent, bytes, is_refused: false, used_at: self.now });
+        self.blocks.push(Block { id, of, parent, bytes, is_refused: false, used_at: self.now });
         id
     }
 
@@ -94,19 +107,20 @@ impl Owner {
         self.gone(id);
     }
 
-    fn candidates(&self) -> Vec<u32> {
+    fn candidates(&self, of: Option<NamespaceId>) -> Vec<u32> {
+        let asked = self.blocks.iter().filter(|block| of.is_none_or(|of| block.of == of));
         let may_go = |block: &&Block| !block.is_refused && self.children(block.id) == 0;
-        self.blocks.iter().filter(may_go).map(|block| block.id).collect()
+        asked.filter(may_go).map(|block| block.id).collect()
     }
 
-    fn victim(&mut self, is_thorough: bool) -> Option<u32> {
-        let candidates = self.candidates();
+    fn victim(&mut self, of: Option<NamespaceId>, is_thorough: bool) -> Option<u32> {
+        let candidates = self.candidates(of);
         let refused: Vec<u32> =
             self.blocks.iter().filter(|block| block.is_refused).map(|block| block.id).collect();
         let may_go = |id| !refused.contains(&id);
         let victim = match is_thorough {
-            true => self.eviction.victim_thorough(may_go),
-            false => self.eviction.victim(may_go),
+            true => self.eviction.victim_thorough(of, may_go),
+            false => self.eviction.victim(of, may_go),
         };
         match victim {
             Some(id) => {
@@ -123,12 +137,14 @@ impl Owner {
         self.now += 1;
         let len = self.blocks.len();
         match step {
-            Step::Insert { below, fingerprint, bytes } => {
-                let parent = below.filter(|_| len > 0).map(|at| self.blocks[at % len].id);
-                self.insert(parent, fingerprint, bytes);
+            Step::Insert { below, other, fingerprint, bytes } => {
+                let parent = below.filter(|_| len > 0).map(|at| &self.blocks[at % len]);
+                let of = parent.map_or(if other { OTHER } else { ONE }, |parent| parent.of);
+                let parent = parent.map(|parent| parent.id);
+                self.insert(of, parent, fingerprint, bytes);
             }
-            Step::Victim => _ = self.victim(false),
-            Step::Thorough => _ = self.victim(true),
+            Step::Victim(of) => _ = self.victim(of, false),
+            Step::Thorough(of) => _ = self.victim(of, true),
             Step::Wrong(id) => {
                 if !self.blocks.iter().any(|block| block.id == id) {
                     self.eviction.touch(id);
@@ -144,7 +160,7 @@ impl Owner {
             Step::Again(at, bytes) => {
                 let block = &mut self.blocks[at % len];
                 block.bytes = bytes.max(1);
-                self.eviction.insert(block.id, 7, bytes);
+                self.eviction.insert(block.id, block.of, 7, bytes);
             }
         }
         assert_eq!(self.eviction.len(), self.blocks.len());
@@ -166,9 +182,9 @@ proptest! {
         steps.into_iter().for_each(|step| owner.step(step));
         owner.blocks.iter_mut().for_each(|block| block.is_refused = false);
         while !owner.blocks.is_empty() {
-            prop_assert!(owner.victim(true).is_some(), "all go when none is refused");
+            prop_assert!(owner.victim(None, true).is_some(), "all go when none is refused");
         }
-        prop_assert_eq!(owner.victim(true), None);
+        prop_assert_eq!(owner.victim(None, true), None);
     }
 
     #[test]
@@ -191,26 +207,26 @@ proptest! {
                         blocks.map(|block| (class(owner, block.id), block.used_at, block.id)).collect()
                     };
                     let before = ages(&owner);
-                    let victim = owner.victim(false).unwrap();
+                    let victim = owner.victim(None, false).unwrap();
                     let gone = before.iter().find(|&&(.., id)| id == victim).unwrap();
                     let older = before.iter().find(|other| other.0 == gone.0 && other.1 < gone.1);
                     prop_assert_eq!(older, None);
                 }
-                _ => { owner.insert(None, at as u64 % 200, 1); }
+                _ => { owner.insert(ONE, None, at as u64 % 200, 1); }
             }
         }
     }
 }
 
 /// Inserts a chain of new blocks of one byte, and evicts down to `capacity`.
-fn chain(owner: &mut Owner, fingerprints: std::ops::Range<u64>, capacity: u64) -> Vec<u32> {
+fn chain(owner: &mut Owner, fingerprints: Range<u64>, capacity: u64) -> Vec<u32> {
     let mut ids: Vec<u32> = Vec::new();
     for fingerprint in fingerprints {
         while owner.eviction.bytes() >= capacity {
-            let gone = owner.victim(false).unwrap();
+            let gone = owner.victim(None, false).unwrap();
             assert!(!ids.contains(&gone), "a chain that is coming in eats itself");
         }
-        ids.push(owner.insert(ids.last().copied(), fingerprint, 1));
+        ids.push(owner.insert(ONE, ids.last().copied(), fingerprint, 1));
     }
     ids
 }
@@ -229,7 +245,7 @@ fn a_used_chain_outlives_scans_and_goes_from_its_end() {
     assert!(kept.iter().all(|&id| present(&owner, id)), "140 new blocks pass by");
     kept.iter().for_each(|&id| owner.eviction.touch(id));
     while owner.blocks.len() > 10 {
-        owner.victim(false).unwrap();
+        owner.victim(None, false).unwrap();
     }
     let left: Vec<u32> = owner.blocks.iter().map(|block| block.id).collect();
     assert_eq!(left, kept[..10], "the scanned go first, then the chain from its end");
@@ -249,17 +265,36 @@ fn what_comes_back_is_worth_more_than_at_first() {
 fn refused_blocks_bound_the_work_and_are_asked_for_again() {
     let mut eviction = Eviction::new(1 << 20);
     let blocks = STEPS_MAX as u32 * 3;
-    (0..blocks).for_each(|id| eviction.insert(id, u64::from(id), 1));
+    (0..blocks).for_each(|id| eviction.insert(id, ONE, u64::from(id), 1));
     let mut asked = 0;
-    let none = eviction.victim(|_| {
+    let none = eviction.victim(None, |_| {
         asked += 1;
         false
     });
     assert_eq!((none, asked), (None, STEPS_MAX));
-    assert_eq!(eviction.victim_thorough(|id| id == blocks - 1), Some(blocks - 1));
-    assert_eq!(eviction.victim_thorough(|_| false), None);
-    assert_eq!(eviction.victim(|_| true), Some(0), "the oldest of the refused");
+    assert_eq!(eviction.victim_thorough(None, |id| id == blocks - 1), Some(blocks - 1));
+    assert_eq!(eviction.victim_thorough(None, |_| false), None);
+    assert_eq!(eviction.victim(None, |_| true), Some(0), "the oldest of the refused");
     let again = REFUSED_STEPS_MAX as u32;
-    assert_eq!(eviction.victim(|id| id > again), None, "some are asked for in each call");
-    assert_eq!(eviction.victim(|id| id > again), Some(again + 1));
+    assert_eq!(eviction.victim(None, |id| id > again), None, "some are asked for in each call");
+    assert_eq!(eviction.victim(None, |id| id > again), Some(again + 1));
+}
+
+#[test]
+fn a_namespace_over_its_quota_finds_its_own_at_once() {
+    let mut eviction = Eviction::new(1 << 20);
+    let blocks = STEPS_MAX as u32 * 4;
+    (0..blocks).for_each(|id| eviction.insert(id, ONE, u64::from(id), 1));
+    (blocks..blocks + 3).for_each(|id| eviction.insert(id, OTHER, u64::from(id), 1));
+    let mut asked = 0;
+    for id in blocks..blocks + 3 {
+        let victim = eviction.victim(Some(OTHER), |_| {
+            asked += 1;
+            true
+        });
+        assert_eq!(victim, Some(id));
+    }
+    assert_eq!(asked, 3);
+    assert_eq!(eviction.victim(Some(OTHER), |_| true), None);
+    assert_eq!(eviction.victim(None, |_| true), Some(0), "the others lost nothing of their order");
 }

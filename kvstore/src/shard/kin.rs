@@ -49,7 +49,8 @@ impl Shard {
                 state.eviction.remove(id);
             }
             if let Some(block) = &entry.ram {
-                state.eviction.insert(id, entry.key.fingerprint(), block.charged_bytes());
+                let (key, bytes) = (entry.key, block.charged_bytes());
+                state.eviction.insert(id, key.namespace, key.fingerprint(), bytes);
                 if entry.children_in_ram > 0 {
                     state.eviction.park(id);
                 }

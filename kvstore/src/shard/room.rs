@@ -99,12 +99,12 @@ impl Shard {
             index.get(id).is_some_and(|entry| {
                 !entry.is_pinned
                     && !entry.is_leaving
-                    && namespace.is_none_or(|namespace| entry.key.namespace == namespace.id)
                     // A leased block's memory would not come back: nothing is won by forgetting it.
                     && entry.ram.as_ref().is_some_and(|block| block.count() == 1)
             })
         };
-        let victim = eviction.victim(may_go).or_else(|| eviction.victim_thorough(may_go));
+        let of = namespace.map(|namespace| namespace.id);
+        let victim = eviction.victim(of, may_go).or_else(|| eviction.victim_thorough(of, may_go));
         let Some(id) = victim else { return Err(Want::Room) };
         self.house.stats.evictions.inc();
         if index.get(id).is_some_and(|entry| self.is_worth_writing(entry)) {

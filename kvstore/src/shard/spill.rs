@@ -106,7 +106,8 @@ impl Shard {
         });
         let Some(entry) = state.index.get(id) else { return };
         if let Some(block) = entry.ram.as_ref().filter(|ram| ram.offset() == offset) {
-            state.eviction.insert(id, key.fingerprint(), block.charged_bytes());
+            let bytes = block.charged_bytes();
+            state.eviction.insert(id, key.namespace, key.fingerprint(), bytes);
             if entry.children_in_ram > 0 {
                 state.eviction.park(id);
             }

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 
 use kvstore::eviction::Eviction;
+use kvstore::key::NamespaceId;
 
 use super::Cache;
 
 /// Any size will do.
 const BLOCK_BYTES: u64 = 1 << 20;
+const MODEL: NamespaceId = NamespaceId([1; 16]);
 
 struct Block {
     id: u32,
@@ -49,7 +51,7 @@ impl Ours {
     fn make_room(&mut self, at: usize) {
         while self.shards[at].eviction.bytes() + BLOCK_BYTES > self.capacity_bytes {
             let shard = &mut self.shards[at];
-            let id = shard.eviction.victim(|_| true).unwrap();
+            let id = shard.eviction.victim(None, |_| true).unwrap();
             let gone = self.blocks.remove(&shard.names[id as usize]).unwrap();
             assert_eq!(gone.children, 0);
             shard.free_ids.push(id);
@@ -70,7 +72,7 @@ impl Ours {
         let id = shard.free_ids.pop().unwrap_or(shard.names.len() as u32);
         shard.names.resize(shard.names.len().max(id as usize + 1), name);
         shard.names[id as usize] = name;
-        shard.eviction.insert(id, name, BLOCK_BYTES);
+        shard.eviction.insert(id, MODEL, name, BLOCK_BYTES);
         self.blocks.insert(name, Block { id, parent, children: 0 });
         let Some(parent) = parent else { return };
         let home = self.shard(parent);
