@@ -185,6 +185,8 @@ proptest! {
             prop_assert!(owner.victim(None, true).is_some(), "all go when none is refused");
         }
         prop_assert_eq!(owner.victim(None, true), None);
+        let numbers = [ONE, OTHER].map(|of| owner.eviction.groups.number(of));
+        prop_assert_eq!(numbers, [None, None]);
     }
 
     #[test]
@@ -238,17 +240,42 @@ fn a_used_chain_outlives_scans_and_goes_from_its_end() {
     for _ in 0..4 {
         kept.iter().for_each(|&id| owner.eviction.touch(id));
     }
-    for scan in 1..15 {
-        chain(&mut owner, scan * 1000..scan * 1000 + 10, 100);
-    }
     let present = |owner: &Owner, id: u32| owner.blocks.iter().any(|block| block.id == id);
-    assert!(kept.iter().all(|&id| present(&owner, id)), "140 new blocks pass by");
+    for scan in 1..30 {
+        chain(&mut owner, scan * 1000..scan * 1000 + 10, 100);
+        assert!(kept.iter().all(|&id| present(&owner, id)), "140 new blocks pass by");
+        if scan % 14 == 0 {
+            kept.iter().for_each(|&id| owner.eviction.touch(id));
+        }
+    }
     kept.iter().for_each(|&id| owner.eviction.touch(id));
     while owner.blocks.len() > 10 {
         owner.victim(None, false).unwrap();
     }
     let left: Vec<u32> = owner.blocks.iter().map(|block| block.id).collect();
     assert_eq!(left, kept[..10], "the scanned go first, then the chain from its end");
+}
+
+#[test]
+fn a_parent_goes_right_after_its_last_child() {
+    let mut owner = Owner::new(100);
+    let old = chain(&mut owner, 0..3, 100);
+    let new = chain(&mut owner, 10..12, 100);
+    owner.remove(new[1]);
+    let order: Vec<u32> = std::iter::from_fn(|| owner.victim(None, false)).collect();
+    assert_eq!(order, [old[2], old[1], old[0], new[0]]);
+}
+
+#[test]
+fn a_chain_that_comes_in_is_no_victim_yet() {
+    let mut owner = Owner::new(100);
+    chain(&mut owner, 0..98, 100);
+    owner.eviction.handicap = HANDICAP_MAX;
+    chain(&mut owner, 1000..1006, 100);
+    chain(&mut owner, 2000..2010, 100);
+    let of = |block: &Block| owner.eviction.entries[block.id as usize].fingerprint;
+    assert!(owner.blocks.iter().any(|block| of(block) == 1004));
+    assert!(owner.blocks.iter().all(|block| of(block) != 1005), "nothing continued this one");
 }
 
 #[test]
