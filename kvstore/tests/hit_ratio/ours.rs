@@ -28,6 +28,8 @@ pub struct Ours {
     capacity_bytes: u64,
     shards: Vec<Shard>,
     blocks: HashMap<u64, Block>,
+    /// Who was asked last to let a block go for another.
+    turn: usize,
 }
 
 impl Ours {
@@ -39,7 +41,7 @@ impl Ours {
             free_ids: Vec::new(),
         };
         let shards = (0..shards).map(shard).collect();
-        Ours { capacity_bytes, shards, blocks: HashMap::new() }
+        Ours { capacity_bytes, shards, blocks: HashMap::new(), turn: 0 }
     }
 
     fn shard(&self, name: u64) -> usize {
@@ -47,27 +49,37 @@ impl Ours {
             as usize
     }
 
-    /// Makes room in a shard. In caches of this size each always has a leaf.
+    /// Makes room in a shard. As long as it has no leaf, others let leaves go, by turns: their parents may
+    /// be here. In caches of few blocks that happens.
     fn make_room(&mut self, at: usize) {
         while self.shards[at].eviction.bytes() + BLOCK_BYTES > self.capacity_bytes {
-            let shard = &mut self.shards[at];
-            let id = shard.eviction.victim(None, |_| true).unwrap();
-            let gone = self.blocks.remove(&shard.names[id as usize]).unwrap();
-            assert_eq!(gone.children, 0);
-            shard.free_ids.push(id);
-            let Some(parent) = gone.parent else { continue };
-            let home = self.shard(parent);
-            let parent = self.blocks.get_mut(&parent).unwrap();
-            parent.children -= 1;
-            if parent.children == 0 {
-                self.shards[home].eviction.unpark(parent.id);
+            if !self.evict(at) {
+                self.turn += 1;
+                let other = self.turn % self.shards.len();
+                self.evict(other);
             }
         }
     }
 
+    /// Lets the next block of a shard go; false if none is a leaf.
+    fn evict(&mut self, at: usize) -> bool {
+        let shard = &mut self.shards[at];
+        let Some(id) = shard.eviction.victim_thorough(None, |_| true) else { return false };
+        let gone = self.blocks.remove(&shard.names[id as usize]).unwrap();
+        assert_eq!(gone.children, 0);
+        shard.free_ids.push(id);
+        let Some(parent) = gone.parent else { return true };
+        let home = self.shard(parent);
+        let parent = self.blocks.get_mut(&parent).unwrap();
+        parent.children -= 1;
+        if parent.children == 0 {
+            self.shards[home].eviction.unpark(parent.id);
+        }
+        true
+    }
+
     fn store(&mut self, name: u64, parent: Option<u64>) {
         let at = self.shard(name);
-        self.make_room(at);
         let shard = &mut self.shards[at];
         let id = shard.free_ids.pop().unwrap_or(shard.names.len() as u32);
         shard.names.resize(shard.names.len().max(id as usize + 1), name);
@@ -96,6 +108,11 @@ impl Cache for Ours {
         }
         for at in found..request.len() {
             let parent = at.checked_sub(1).map(|above| request[above]);
+            self.make_room(self.shard(request[at]));
+            // What was let go for it may have been the parent; a shard refuses the child then.
+            if parent.is_some_and(|parent| !self.blocks.contains_key(&parent)) {
+                return;
+            }
             self.store(request[at], parent);
         }
     }
