@@ -22,6 +22,7 @@ pub mod mesh;
 pub mod namespace;
 pub mod native;
 pub mod request;
+pub mod resp;
 pub mod server;
 pub mod shard;
 pub mod signal;

@@ -1,0 +1,2 @@
+//! The RESP door.
+pub mod parse;
