@@ -10,6 +10,7 @@ use dataplane::config::{self, ConfigError};
 use serde::Deserialize;
 
 use crate::namespace::{Rules, WritePolicy};
+use crate::resp::config::RespConfig;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -44,6 +45,9 @@ pub struct Config {
     /// Where RESP clients (LMCache, redis) come in; empty: nowhere.
     #[serde(default = "resp_listen")]
     pub resp_listen: Option<SocketAddr>,
+    /// The RESP door's users, TLS and limits.
+    #[serde(default)]
+    pub resp: RespConfig,
     /// Where metrics and health are served.
     #[serde(default = "metrics_listen")]
     pub metrics_listen: SocketAddr,
@@ -200,6 +204,9 @@ impl Config {
                 let key = format!("kv.namespaces.{name}.quota_gib");
                 return fault(&key, "not an amount of memory".to_owned());
             }
+        }
+        if let Some(Err((key, message))) = self.resp_listen.map(|listen| self.resp.check(listen)) {
+            return fault(key, message);
         }
         config::require_loopback(path, "kv.metrics_listen", self.metrics_listen)?;
         Ok(self)

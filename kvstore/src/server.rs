@@ -22,6 +22,7 @@ use crate::disk::index::IndexThread;
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
+use crate::resp;
 use crate::shard::{House, Shard};
 use crate::socket::{adopt_tcp, bind_tcp};
 use crate::stats::Stats;
@@ -77,6 +78,9 @@ pub enum StartError {
         /// Why, in glommio's words.
         reason: String,
     },
+    /// The RESP door's users or certificates.
+    #[error(transparent)]
+    Resp(#[from] resp::DoorError),
     /// Two metrics have one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -89,6 +93,9 @@ pub struct Server {
     native: Option<Door>,
     /// What its shards share: a thread without a shard asks them by [`Store::remote`].
     pub house: House,
+    /// Where RESP clients come in, if anywhere.
+    pub resp: Option<SocketAddr>,
+    resp_door: Option<Arc<resp::Door>>,
     is_stopping: Arc<AtomicBool>,
     shards: Vec<JoinHandle<bool>>,
     disk_index: Option<IndexThread>,
@@ -103,6 +110,7 @@ struct Birth {
     metrics: Option<Socket>,
     native: Option<Arc<Hall>>,
     disk: Option<Share>,
+    resp: Option<(Arc<resp::Door>, Socket)>,
     is_stopping: Arc<AtomicBool>,
 }
 
@@ -128,6 +136,8 @@ impl Server {
             None => (Vec::new(), None),
         };
         let mut shares = shares.into_iter();
+        let (resp_door, mut resp_sockets) = open_resp(&config)?;
+        let resp = config.resp_listen.map(|asked| address(&resp_sockets, asked));
         let is_stopping = Arc::new(AtomicBool::new(false));
         let config = Arc::new(config);
         let mut shards = Vec::with_capacity(memories.len());
@@ -140,10 +150,18 @@ impl Server {
                 metrics: metrics_sockets.pop(),
                 native: native.as_ref().map(Door::hall),
                 disk: shares.next(),
+                resp: resp_door.clone().zip(resp_sockets.pop()),
                 is_stopping: is_stopping.clone(),
             })?);
         }
-        Ok(Server { metrics, native, house, is_stopping, shards, disk_index })
+        Ok(Server { metrics, native, house, resp, resp_door, is_stopping, shards, disk_index })
+    }
+
+    /// Reads again what can change while the daemon runs: the RESP door's users.
+    pub fn reload(&self) {
+        if let Some(Err(error)) = self.resp_door.as_ref().map(|door| door.reload()) {
+            tracing::error!(%error, "the users stay as they are");
+        }
     }
 
     /// Takes no more blocks, lets what is being written be written, and ends the threads.
@@ -230,7 +248,7 @@ fn spawn(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
 
 /// The life of a shard's thread. False if its disk was still at work at the end.
 async fn live(birth: Birth) -> bool {
-    let Birth { number, house, memory, config, metrics, native, disk, is_stopping } = birth;
+    let Birth { number, house, memory, config, metrics, native, disk, resp, is_stopping } = birth;
     let (disk, restored) = match disk.map(|share| (share.open(&house), share.restored)) {
         Some((Ok(disk), restored)) => (Some(disk), restored),
         Some((Err(error), _)) => {
@@ -253,6 +271,9 @@ async fn live(birth: Birth) -> bool {
     if let Some(hall) = native {
         glommio::spawn_local(door::serve(hall, number, store.clone())).detach();
     }
+    if let Some((door, socket)) = resp {
+        glommio::spawn_local(resp::serve(door, adopt_tcp(socket), store)).detach();
+    }
     while !is_stopping.load(Ordering::Acquire) {
         glommio::timer::sleep(STOP_LOOK).await;
     }
@@ -268,6 +289,15 @@ async fn live(birth: Birth) -> bool {
 
 /// How often a shard looks whether it should stop.
 const STOP_LOOK: Duration = Duration::from_millis(50);
+
+/// The RESP door and a socket of it for each shard, if it is to be open.
+fn open_resp(config: &Config) -> Result<(Option<Arc<resp::Door>>, Vec<Socket>), StartError> {
+    let Some(asked) = config.resp_listen else { return Ok((None, Vec::new())) };
+    let sockets = bind(asked, config.cores)?;
+    let listen = address(&sockets, asked);
+    let door = resp::Door::new(config.resp.clone(), listen, Instant::now())?;
+    Ok((Some(door), sockets))
+}
 
 fn bind(address: SocketAddr, shards: usize) -> Result<Vec<Socket>, StartError> {
     bind_tcp(address, shards).map_err(|source| StartError::Listen { address, source })

@@ -1,4 +1,5 @@
-//! `cgn-kvcached --config FILE`: starts the KV daemon and waits for SIGTERM or SIGINT.
+//! `cgn-kvcached --config FILE`: starts the KV daemon and waits for SIGTERM or SIGINT; SIGHUP
+//! has it read again what may change.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // Blocked before any thread starts, so that every thread inherits it and only `wait` sees them.
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     if let Err(error) = signals.thread_block() {
         eprintln!("error: cannot block signals: {error}");
         return ExitCode::FAILURE;
@@ -56,11 +57,19 @@ fn main() -> ExitCode {
     };
     // For people and for scripts that configured port 0.
     println!("metrics http://{}/metrics", server.metrics);
-    let signal = signals.wait();
+    if let Some(resp) = server.resp {
+        println!("resp {resp}");
+    }
+    let signal = loop {
+        match signals.wait() {
+            Ok(Signal::SIGHUP) => server.reload(),
+            other => break other,
+        }
+    };
     tracing::info!(?signal, "stopping");
     // A second signal ends the wait for what is being written.
     std::thread::spawn(move || {
-        let _ = signals.wait();
+        while signals.wait() == Ok(Signal::SIGHUP) {}
         std::process::exit(1);
     });
     server.stop();
