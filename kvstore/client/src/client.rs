@@ -105,6 +105,13 @@ impl Shared {
         let _ = line.tell(self.releases.take(), None);
     }
 
+    /// Tells the daemon now that these leases are over.
+    pub(crate) fn release(&self, leases: &[u64]) -> Result<(), Error> {
+        let mut over = self.releases.take();
+        over.extend_from_slice(leases);
+        self.line().tell(over, None)
+    }
+
     /// GET of one frame's blocks; what is leased lies in the arena.
     pub(crate) fn grants(&self, names: &[Name], deadline_ms: u32) -> Result<Vec<Got>, Error> {
         let blocks = match self.ask(&Request::Get { names: names.to_vec(), deadline_ms })? {

@@ -10,6 +10,7 @@
 // Only `mapping` and `capi` may, and say why.
 #![deny(unsafe_code)]
 
+mod capi;
 mod client;
 mod error;
 mod lease;

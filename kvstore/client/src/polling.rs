@@ -57,17 +57,33 @@ impl Polling {
     /// # Errors
     /// Any [`Error`]
     pub fn get(&mut self, name: &Name) -> Result<Found, Error> {
-        let id = self.next_id();
-        match self.ask(id, Submission::Get { id, name: *name })? {
+        Ok(match self.grant(name)? {
             Got::Leased { lease, offset, len } => {
-                if self.shared.arena.leased(offset, len).is_none() {
-                    return Err(self.lose("the daemon leased bytes outside of its arena"));
-                }
-                Ok(Found::Lease(Lease::new(&self.shared, lease, offset, len)))
+                Found::Lease(Lease::new(&self.shared, lease, offset, len))
             }
-            Got::Missing => Ok(Found::Missing),
-            Got::Failed(fault) => Ok(Found::Failed(fault)),
+            Got::Missing => Found::Missing,
+            Got::Failed(fault) => Found::Failed(fault),
+        })
+    }
+
+    /// GET of one block; what is leased lies in the arena.
+    pub(crate) fn grant(&mut self, name: &Name) -> Result<Got, Error> {
+        let id = self.next_id();
+        let got = self.ask(id, Submission::Get { id, name: *name })?;
+        match got {
+            Got::Leased { offset, len, .. } if self.shared.arena.leased(offset, len).is_none() => {
+                Err(self.lose("the daemon leased bytes outside of its arena"))
+            }
+            got => Ok(got),
         }
+    }
+
+    /// Gives a lease back by its number.
+    pub(crate) fn release_id(&mut self, lease: u64) -> Result<(), Error> {
+        if self.is_lost {
+            return Err(self.lost());
+        }
+        self.submit(Submission::Release { lease })
     }
 
     /// Where a block is on the node.
@@ -97,7 +113,7 @@ impl Polling {
             return Err(self.lost());
         }
         let id = lease.into_id();
-        self.submit(Submission::Release { lease: id })
+        self.release_id(id)
     }
 
     fn next_id(&mut self) -> u32 {

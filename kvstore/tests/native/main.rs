@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod bindings;
 mod blocks;
 mod daemon;
 mod hostile;

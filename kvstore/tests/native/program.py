@@ -1,0 +1,74 @@
+"""Uses every call of cognitora_kv.py against the daemon whose socket is named."""
+
+import array
+import sys
+
+from cognitora_kv import Client, Error
+
+
+def name(number):
+    return bytes([number]) * 32
+
+
+def fails_with(code, call):
+    try:
+        call()
+    except Error as error:
+        assert error.code == code, error
+    else:
+        raise AssertionError("it did not fail")
+
+
+def main(path):
+    fails_with(-101, lambda: Client("/nowhere/kv.sock", "python"))
+    data = bytes(range(256)) * 1000
+    with Client(path, "python", staging_bytes=4 << 20, timeout_ms=60_000, poll=True) as kv:
+        kv.put(name(1), data, label=b"label")
+        kv.put(name(2), array.array("I", [1, 2, 3]), parent=name(1))
+        fails_with(-4, lambda: kv.put(name(3), b"x", parent=name(9)))
+        fails_with(-105, lambda: kv.put(name(3), bytes(5 << 20)))
+        fails_with(-19, lambda: kv.put(name(3), b"x", durable=True))
+        assert kv.lookup([name(1), name(2), name(3)]) == ["ram", "ram"]
+
+        with kv.get(name(1)) as lease:
+            assert lease.view == data and lease.view.readonly and len(lease) == len(data)
+            try:
+                lease.view[0] = 1
+            except TypeError:
+                pass
+            else:
+                raise AssertionError("the daemon's memory could be written")
+        assert kv.get(name(3)) is None
+        one, two, none = kv.get_many([name(1), name(2), name(3)])
+        assert none is None and bytes(two) == array.array("I", [1, 2, 3]).tobytes()
+        assert bytes(kv.poll_get(name(1))) == data
+        assert kv.poll_get(name(3)) is None
+
+        # A slice outlives its lease's view, and keeps the block.
+        part = one.view[256:512]
+        one.release()
+        assert part == bytes(range(256))
+
+        assert kv.pin([name(1), name(3)]) == 1
+        assert kv.pin([name(1)], pinned=False) == 1
+        assert kv.prefetch([name(1), name(2), name(3)], 60_000) == 2
+        assert kv.stats()['cgn_kvcached_connections{door="native"}'] == 1
+        assert kv.remove([name(2), name(3)]) == 1
+        try:
+            kv.get(b"short")
+        except ValueError:
+            pass
+        else:
+            raise AssertionError("a short name was taken")
+    # The client is closed; what is still looked at is still there.
+    assert part == bytes(range(256))
+    assert two.view[0] == 1
+    try:
+        kv.lookup([name(1)])
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("a closed client answered")
+
+
+main(sys.argv[1])
