@@ -220,14 +220,11 @@ class Client:
         new, kept = self._new(name, parent, label)
         memory = ctypes.c_void_p()
         _checked(_library().cgn_kv_reserve(self._kv, len(source), ctypes.byref(memory)))
-        try:
-            memoryview((ctypes.c_ubyte * len(source)).from_address(memory.value)).cast("B")[:] = source
-            new.bytes, new.len = memory.value, len(source)
-            result = ctypes.c_int32()
-            _checked(_library().cgn_kv_put(self._kv, ctypes.byref(new), 1, int(durable), ctypes.byref(result)))
-        finally:
-            # Put took it; if it did not come so far, it goes back.
-            _library().cgn_kv_unreserve(self._kv, memory)
+        # Nothing between here and the put can fail: the lengths are the same.
+        memoryview((ctypes.c_ubyte * len(source)).from_address(memory.value)).cast("B")[:] = source
+        new.bytes, new.len = memory.value, len(source)
+        result = ctypes.c_int32()
+        _checked(_library().cgn_kv_put(self._kv, ctypes.byref(new), 1, int(durable), ctypes.byref(result)))
         del kept
         if result.value < 0:
             raise Error(result.value, "the block was not stored")

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use dataplane::kv::ring::RING_BYTES;
 use dataplane::kv::{self, Answer, BATCH_MAX, Decoder, Fault, KvError, Request, VERSION};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::UnixStream;
@@ -21,6 +22,8 @@ use super::answer::{Client, answer};
 use super::door::{Guest, Hall};
 use super::greeting::{self, GreetingError, Hello};
 use super::leases::Leases;
+use super::poller::Poller;
+use super::ring::{OutOfStep, Ring};
 use super::staging::Staging;
 use crate::socket::adopt_unix;
 use crate::store::{Store, StoreError};
@@ -46,6 +49,8 @@ enum End {
     #[error("{0}")]
     Wire(#[from] KvError),
     #[error("{0}")]
+    Ring(#[from] OutOfStep),
+    #[error("{0}")]
     Socket(#[from] io::Error),
 }
 
@@ -69,6 +74,9 @@ pub async fn serve(guest: Guest, hall: &Hall, store: Store) {
     // What it stores is stored, though nobody hears of it; it cannot be stopped half way.
     for work in line.working {
         work.await;
+    }
+    if let Some(poller) = line.poller {
+        poller.end().await;
     }
 }
 
@@ -100,18 +108,23 @@ async fn greet(
     let id = hello.as_ref().map_or(0, |hello| hello.id);
     let is_admin = peer.uid == rustix::process::geteuid() || peer.uid.is_root();
     match hello.and_then(|hello| admit(hello, hall, store, is_admin)) {
-        Ok((client, rest)) => {
+        Ok((client, rest, wants_ring)) => {
             let arena = hall.arena.for_clients()?;
+            // A client can do without: one that cannot have a ring is told so by its length.
+            let made = if wants_ring { Ring::new().ok() } else { None };
+            let (ring, ring_fd) = made.unzip();
             let welcome = Answer::Hello {
                 version: VERSION,
                 arena_bytes: hall.arena.bytes() as u64,
                 block_bytes_max: hall.limits.block_bytes_max,
                 leases_max: u32::try_from(hall.limits.leases_per_client_max).unwrap_or(u32::MAX),
                 requests_max: REQUESTS_MAX as u32,
-                ring_bytes: 0,
+                ring_bytes: if ring.is_some() { RING_BYTES as u64 } else { 0 },
             };
-            greeting::answer(words.as_fd(), id, &welcome, &[arena.as_fd()])?;
-            Ok((Rc::new(client), Line::new(stream, rest)))
+            let mut fds = vec![arena.as_fd()];
+            fds.extend(ring_fd.as_ref().map(AsFd::as_fd));
+            greeting::answer(words.as_fd(), id, &welcome, &fds)?;
+            Ok((Rc::new(client), Line::new(stream, rest, ring.map(Poller::new))))
         }
         Err(GreetingError::Refused(fault, text)) => {
             let refusal = Answer::Refused { fault, text: text.clone() };
@@ -127,7 +140,7 @@ fn admit(
     hall: &Hall,
     store: Store,
     is_admin: bool,
-) -> Result<(Client, Decoder), GreetingError> {
+) -> Result<(Client, Decoder, bool), GreetingError> {
     let staging = match (hello.staging_bytes, hello.staging) {
         (0, _) => None,
         (bytes, Some(memfd)) => {
@@ -151,7 +164,8 @@ fn admit(
     tracing::debug!(client = hello.client, namespace = namespace.name, "a native client came");
     let leases = RefCell::new(Leases::new(hall.limits.leases_per_client_max));
     let is_gone = Cell::new(false);
-    Ok((Client { store, namespace, leases, staging, is_admin, is_gone }, hello.rest))
+    let client = Client { store, namespace, leases, staging, is_admin, is_gone };
+    Ok((client, hello.rest, hello.wants_ring))
 }
 
 /// The bytes of a connection and what is at work for it.
@@ -163,6 +177,8 @@ struct Line {
     /// How much of `out` is written.
     written: usize,
     working: Vec<Work>,
+    /// Where the client polls.
+    poller: Option<Poller>,
 }
 
 /// How a turn ended.
@@ -174,9 +190,9 @@ enum Turn {
 }
 
 impl Line {
-    fn new(stream: UnixStream, decoder: Decoder) -> Line {
+    fn new(stream: UnixStream, decoder: Decoder, poller: Option<Poller>) -> Line {
         let buffer = vec![0; READ_BYTES].into_boxed_slice();
-        Line { stream, decoder, buffer, out: Vec::new(), written: 0, working: Vec::new() }
+        Line { stream, decoder, buffer, out: Vec::new(), written: 0, working: Vec::new(), poller }
     }
 
     /// Until the client hangs up or says what cannot be understood.
@@ -185,7 +201,7 @@ impl Line {
             match poll_fn(|context| self.poll_turn(context, client)).await {
                 Ok(Turn::Breath) => glommio::timer::sleep(BREATH).await,
                 Ok(Turn::Over) => return self,
-                Err(End::Wire(error)) => {
+                Err(error @ (End::Wire(_) | End::Ring(_))) => {
                     tracing::debug!(%error, "a native client spoke nonsense");
                     let text = error.to_string();
                     let refusal = Answer::Refused { fault: Fault::BadRequest, text };
@@ -217,7 +233,7 @@ impl Line {
             self.poll_write(context)?;
             if !self.has_room() {
                 // Work that ends and a client that reads both wake this task.
-                return Poll::Pending;
+                return self.poll_ring(context, client);
             }
             if !is_begun {
                 continue;
@@ -226,10 +242,20 @@ impl Line {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Turn::Over)),
                 Poll::Ready(Ok(read)) => self.decoder.push(&self.buffer[..read]),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => return self.poll_ring(context, client),
             }
         }
         Poll::Ready(Ok(Turn::Breath))
+    }
+
+    /// When the socket has nothing: the ring, for as long as it is worth it.
+    fn poll_ring(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &Rc<Client>,
+    ) -> Poll<Result<Turn, End>> {
+        let Some(poller) = &mut self.poller else { return Poll::Pending };
+        if poller.poll(context, client)? { Poll::Ready(Ok(Turn::Breath)) } else { Poll::Pending }
     }
 
     /// Takes the answers that are ready.
@@ -253,7 +279,11 @@ impl Line {
                 Request::Release { leases } => {
                     leases.into_iter().for_each(|lease| client.release(lease));
                 }
-                Request::Wake => {}
+                Request::Wake => {
+                    if let Some(poller) = &mut self.poller {
+                        poller.wake();
+                    }
+                }
                 request => {
                     let client = client.clone();
                     let mut work: Work =

@@ -7,3 +7,4 @@ mod blocks;
 mod daemon;
 mod hostile;
 mod leases;
+mod polling;

@@ -27,7 +27,7 @@ def main(path):
         kv.put(name(2), array.array("I", [1, 2, 3]), parent=name(1))
         fails_with(-4, lambda: kv.put(name(3), b"x", parent=name(9)))
         fails_with(-105, lambda: kv.put(name(3), bytes(5 << 20)))
-        fails_with(-19, lambda: kv.put(name(3), b"x", durable=True))
+        fails_with(-19, lambda: kv.put(name(4), b"x", durable=True))
         assert kv.lookup([name(1), name(2), name(3)]) == ["ram", "ram"]
 
         with kv.get(name(1)) as lease:
