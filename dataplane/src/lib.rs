@@ -4,6 +4,7 @@
 //! * [`route`]: routing decided from facts, for the router and for the simulator in control.
 //! * [`feed`]: what an agent tells routers of the KV blocks its engines hold.
 //! * [`kv`]: what a client on the same node says to the KV daemon.
+//! * [`identity`]: who a certificate speaks for: cluster, role and name in one URI.
 //! * [`wire`]: what control and the data planes of one node say to each other over a Unix socket.
 //! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
 //!
@@ -16,5 +17,6 @@ pub mod crash;
 pub mod digest;
 pub mod feed;
 pub mod kv;
+pub mod identity;
 pub mod route;
 pub mod wire;

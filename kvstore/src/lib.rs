@@ -6,6 +6,7 @@
 //! * [`key`], [`namespace`], [`block`]: what a block is called, whose it is, what a lease on it is.
 //! * [`arena`]: the memory blocks lie in. [`eviction`]: who makes room for others.
 //! * [`index`], [`shard`]: one core's share. [`mesh`], [`request`]: how threads ask each other.
+//! * [`peer`]: blocks from and to other daemons.
 //! * [`store`]: all of it as a door sees it. [`server`]: the daemon put together.
 // Only the files named in dataplane/tests/tidy.rs may, and say why.
 #![deny(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod key;
 pub mod mesh;
 pub mod namespace;
 pub mod native;
+pub mod peer;
 pub mod request;
 pub mod resp;
 pub mod server;

@@ -1,0 +1,46 @@
+//! What peers need of the store: read what is here, take in what a peer sends.
+//!
+//! A seam: the daemon's store is behind it when it runs, plain memory in this module's tests.
+
+use bytes::Bytes;
+
+use super::wire::BlockHead;
+use crate::key::Key;
+
+/// Why a block that a peer sent was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store has no room for it or is stopping")]
+pub struct NotKept;
+
+/// The local tiers of one daemon, from the thread of the peers.
+#[expect(async_fn_in_trait, reason = "all of it stays on one thread")]
+pub trait Blocks: Clone + 'static {
+    /// A block that does not change while this is held.
+    type Held: Held;
+    /// Memory for one block.
+    type Slot: AsMut<[u8]> + 'static;
+
+    /// The block from RAM or disk; other peers are not asked, or two could ask each other for ever.
+    async fn held(&self, key: Key) -> Option<Self::Held>;
+
+    /// Memory for a block of `head.len` bytes.
+    ///
+    /// # Errors
+    /// [`NotKept`].
+    async fn reserve(&self, key: Key, head: &BlockHead) -> Result<Self::Slot, NotKept>;
+
+    /// Keeps a block whose bytes are checked.
+    ///
+    /// # Errors
+    /// [`NotKept`].
+    async fn commit(&self, slot: Self::Slot, key: Key, head: BlockHead) -> Result<(), NotKept>;
+}
+
+/// A block held for sending.
+pub trait Held: 'static {
+    /// What a peer is told of it. The hash may be computed here, the first time.
+    fn head(&self) -> BlockHead;
+
+    /// Its bytes without a copy; the block is let go when the last part of them is.
+    fn into_bytes(self) -> Bytes;
+}
