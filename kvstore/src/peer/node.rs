@@ -1,0 +1,208 @@
+//! What the peers' thread owns: who is connected, who holds what, what is on its way.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
+use std::time::Instant;
+
+use dataplane::identity::Identity;
+
+use super::backoff::Addresses;
+use super::blocks::Blocks;
+use super::config::PeersConfig;
+use super::directory::{Directory, PLACES_MAX, Place, Places};
+use super::endpoint::Endpoint;
+use super::fetch::Flight;
+use super::gossip::{Heat, Log};
+use super::limits::Egress;
+use super::link::{Close, Link};
+use super::pace::Pace;
+use super::serve::Allowance;
+use super::stats::PeerStats;
+use super::tls::Credentials;
+use crate::key::Key;
+
+/// One connected peer.
+pub(super) struct Peer {
+    pub(super) place: Place,
+    pub(super) identity: Identity,
+    pub(super) link: Link,
+    /// Whether this daemon dialled.
+    pub(super) is_dialled: bool,
+    pub(super) pace: RefCell<Pace>,
+    pub(super) allowance: Allowance,
+    /// Where it can be dialled, once it has said so.
+    pub(super) address: RefCell<Option<String>>,
+    /// Hot blocks it is to be told of; at most one frame's worth.
+    pub(super) hot: RefCell<Vec<Key>>,
+    /// Whether blocks that it calls hot are being fetched.
+    pub(super) is_promoting: Cell<bool>,
+}
+
+/// The thread's state.
+pub(super) struct Node<B> {
+    pub(super) blocks: B,
+    pub(super) endpoint: Endpoint,
+    pub(super) credentials: Credentials,
+    pub(super) config: PeersConfig,
+    pub(super) stats: PeerStats,
+    pub(super) directory: RefCell<Directory>,
+    pub(super) log: RefCell<Log>,
+    pub(super) heat: RefCell<Heat>,
+    pub(super) egress: RefCell<Egress>,
+    pub(super) flights: RefCell<HashMap<Key, Rc<Flight>>>,
+    pub(super) addresses: RefCell<Addresses>,
+    peers: RefCell<[Option<Rc<Peer>>; PLACES_MAX]>,
+    chance: RandomState,
+    chances: Cell<u64>,
+}
+
+impl<B: Blocks> Node<B> {
+    pub(super) fn new(
+        blocks: B,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        config: PeersConfig,
+        stats: PeerStats,
+        now: Instant,
+    ) -> Rc<Node<B>> {
+        let mut addresses = Addresses::default();
+        for address in &config.connect {
+            addresses.learn(address, true, now);
+        }
+        Rc::new(Node {
+            blocks,
+            endpoint,
+            credentials,
+            stats,
+            directory: RefCell::new(Directory::new(config.directory_entries_max)),
+            log: RefCell::new(Log::new(config.directory_entries_max)),
+            heat: RefCell::new(Heat::new(config.hot_fetches, now)),
+            egress: RefCell::new(Egress::new(config.rates(), now)),
+            flights: RefCell::default(),
+            addresses: RefCell::new(addresses),
+            config,
+            peers: RefCell::new([const { None }; PLACES_MAX]),
+            chance: RandomState::new(),
+            chances: Cell::new(0),
+        })
+    }
+
+    /// The peer at a place.
+    pub(super) fn peer(&self, place: Place) -> Option<Rc<Peer>> {
+        self.peers.borrow()[place.number()].clone()
+    }
+
+    /// All that are connected.
+    pub(super) fn peers(&self) -> Vec<Rc<Peer>> {
+        self.peers.borrow().iter().flatten().cloned().collect()
+    }
+
+    /// Whether `identity` is connected.
+    pub(super) fn is_there(&self, identity: &Identity) -> bool {
+        self.peers.borrow().iter().flatten().any(|peer| peer.identity == *identity)
+    }
+
+    /// Gives a new connection a place, unless another to the same peer is to stay.
+    pub(super) fn join(
+        &self,
+        identity: Identity,
+        link: Link,
+        is_dialled: bool,
+        now: Instant,
+    ) -> Result<Rc<Peer>, Close> {
+        let mut peers = self.peers.borrow_mut();
+        let old = peers.iter().flatten().find(|peer| peer.identity == identity).cloned();
+        let place = match &old {
+            Some(old)
+                if !replaces(&self.credentials.identity, &identity, old.is_dialled, is_dialled) =>
+            {
+                return Err(Close::Duplicate);
+            }
+            Some(old) => old.place,
+            None => peers
+                .iter()
+                .take(self.config.peers_max)
+                .position(Option::is_none)
+                .and_then(Place::new)
+                .ok_or(Close::Full)?,
+        };
+        let is_foreign = identity.cluster() != self.credentials.identity.cluster();
+        let allowance = Allowance {
+            foreign: is_foreign.then(|| identity.cluster().to_owned()),
+            bucket: RefCell::new(self.egress.borrow().peer_bucket(now)),
+            answering: Cell::new(0),
+        };
+        let peer = Rc::new(Peer {
+            place,
+            identity,
+            link,
+            is_dialled,
+            pace: RefCell::default(),
+            allowance,
+            address: RefCell::new(None),
+            hot: RefCell::default(),
+            is_promoting: Cell::new(false),
+        });
+        peers[place.number()] = Some(peer.clone());
+        self.stats.connected.set(peers.iter().flatten().count() as i64);
+        if let Some(old) = old {
+            old.link.close(Close::Duplicate);
+        }
+        Ok(peer)
+    }
+
+    /// Takes a peer out whose connection has ended, and all that it was believed to hold.
+    pub(super) fn leave(&self, peer: &Rc<Peer>) {
+        let mut peers = self.peers.borrow_mut();
+        let place = &mut peers[peer.place.number()];
+        // Another connection to the same peer may have its place already.
+        if place.as_ref().is_some_and(|there| Rc::ptr_eq(there, peer)) {
+            *place = None;
+            self.directory.borrow_mut().forget(peer.place);
+        }
+        self.stats.connected.set(peers.iter().flatten().count() as i64);
+    }
+
+    /// Whom to ask for a block: the cheapest of those that may hold it and were not asked yet.
+    pub(super) fn candidate(&self, key: Key, asked: Places, now: Instant) -> Option<Rc<Peer>> {
+        let holders = self.directory.borrow_mut().holders(key.fingerprint(), now).without(asked);
+        let peers = holders.iter().filter_map(|place| self.peer(place));
+        peers.min_by(|one, other| one.pace.borrow().cost().total_cmp(&other.pace.borrow().cost()))
+    }
+
+    /// A number in 0..1.
+    pub(super) fn chance(&self) -> f64 {
+        self.chances.set(self.chances.get().wrapping_add(1));
+        let mut hasher = self.chance.build_hasher();
+        hasher.write_u64(self.chances.get());
+        (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Whether a new connection takes the place of an old one between the same two. Of two that both dialled,
+/// the smaller's call counts: both ends decide the same without a word. One who dials again has lost
+/// the old connection.
+fn replaces(own: &Identity, peer: &Identity, old_is_dialled: bool, new_is_dialled: bool) -> bool {
+    old_is_dialled == new_is_dialled || new_is_dialled == (own < peer)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_keep_the_call_of_the_smaller_in_whatever_order_the_calls_arrive() {
+        let small: Identity = "cognitora://c/node/a".parse().unwrap();
+        let large: Identity = "cognitora://c/node/b".parse().unwrap();
+        // At each end, whether the call of the smaller one was dialled there.
+        for (own, peer) in [(&small, &large), (&large, &small)] {
+            let smaller_call = own < peer;
+            assert!(replaces(own, peer, !smaller_call, smaller_call));
+            assert!(!replaces(own, peer, smaller_call, !smaller_call));
+            assert!(replaces(own, peer, true, true) && replaces(own, peer, false, false));
+        }
+    }
+}

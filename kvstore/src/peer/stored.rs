@@ -1,0 +1,72 @@
+//! The daemon's store as peers see it.
+
+use bytes::Bytes;
+
+use super::blocks::{Blocks, Held, NotKept};
+use super::wire::BlockHead;
+use crate::arena::Slot;
+use crate::block::Lease;
+use crate::key::Key;
+use crate::store::{About, Store};
+
+/// Memory of the arena that a peer's block is written to.
+#[derive(Debug)]
+pub struct PeerSlot(Slot);
+
+impl AsMut<[u8]> for PeerSlot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+}
+
+/// A lease whose bytes quinn sends without a copy.
+struct Sent(Lease);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl Held for Lease {
+    fn head(&self) -> BlockHead {
+        BlockHead {
+            len: self.len() as u64,
+            hash: self.hash(),
+            parent: self.parent(),
+            namespace: self.namespace().name.clone(),
+            label: self.label().into(),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(Sent(self))
+    }
+}
+
+impl Blocks for Store {
+    type Held = Lease;
+    type Slot = PeerSlot;
+
+    async fn held(&self, key: Key) -> Option<Lease> {
+        self.get(key, None).await.ok().flatten()
+    }
+
+    async fn reserve(&self, key: Key, head: &BlockHead) -> Result<PeerSlot, NotKept> {
+        self.namespace(&head.namespace).map_err(|_| NotKept)?;
+        let len = usize::try_from(head.len).map_err(|_| NotKept)?;
+        Store::reserve(self, key, len).await.map(PeerSlot).map_err(|_| NotKept)
+    }
+
+    async fn commit(&self, slot: PeerSlot, key: Key, head: BlockHead) -> Result<(), NotKept> {
+        // Somebody asked for this very block: it is of use even where its prefix is not here.
+        let parent = match head.parent {
+            Some(parent) => {
+                self.lookup(&[parent]).await.ok().and_then(|tiers| tiers[0]).and(head.parent)
+            }
+            None => None,
+        };
+        let about = About { key, parent, label: head.label, is_durable: false };
+        Store::commit(self, slot.0, about).await.map_err(|_| NotKept)
+    }
+}
