@@ -15,6 +15,7 @@ mod failure;
 mod models;
 mod nodes;
 mod output;
+mod pki;
 mod progress;
 mod recipe;
 mod recipe_down;
@@ -76,6 +77,22 @@ enum Command {
     /// Routing policies in simulation; needs neither control nor engines.
     #[command(subcommand)]
     Bench(Bench),
+    /// The cluster's certificates; needs no control.
+    #[command(subcommand)]
+    Pki(Pki),
+}
+
+#[derive(Debug, Subcommand)]
+enum Pki {
+    /// Makes the cluster's authority.
+    Bootstrap(pki::Bootstrap),
+    /// Makes a certificate for a node, a router or an operator.
+    Issue(pki::Issue),
+    /// Shows what a certificate says.
+    Show {
+        /// A certificate in PEM form.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,6 +159,9 @@ impl Cli {
             Command::Bench(Bench::Replay(replay)) => bench::replay(global, &replay),
             Command::Bench(Bench::Plan(planned)) => bench::plan(global, &planned),
             Command::Bench(Bench::Trace(made)) => bench::make(&made),
+            Command::Pki(Pki::Bootstrap(asked)) => pki::bootstrap(global, &asked),
+            Command::Pki(Pki::Issue(asked)) => pki::issue(global, &asked),
+            Command::Pki(Pki::Show { file }) => pki::show(global, &file),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 //! Four kinds of code are kept apart:
 //!
 //! * deciding, pure: [`place`] (replicas onto nodes), [`cluster`] (reports in, desired states and
-//!   snapshots out), [`deployment`] (what may be asked for), [`recipe`] (files into deployments);
+//!   snapshots out), [`deployment`] (what may be asked for), [`recipe`] (files into deployments), [`pki`] (certificates);
 //! * doing, awaits I/O: [`server`] (gRPC), [`attached`] (one agent's stream), [`plane`] (the Unix
 //!   socket of the data planes), [`cli`] (the commands of `cgnctl`);
 //! * measuring, pure: [`bench`] (routing policies in simulation);
@@ -32,6 +32,8 @@ pub mod deployment;
 pub mod error;
 #[cfg(feature = "process")]
 pub mod keeper;
+#[cfg(feature = "process")]
+pub mod pki;
 #[cfg(feature = "process")]
 pub mod place;
 #[cfg(feature = "process")]

@@ -45,6 +45,14 @@ impl Addresses {
         }
     }
 
+    /// `peer`, which is connected, says that it can be dialled at `name` when it no longer is.
+    pub fn learn_of(&mut self, name: &str, peer: &Identity, now: Instant) {
+        self.learn(name, false, now);
+        if let Some(address) = self.known.get_mut(name) {
+            address.peer.get_or_insert_with(|| peer.clone());
+        }
+    }
+
     /// Those to dial now; each is marked until [`Addresses::reached`] or [`Addresses::failed`]. `is_there`
     /// says who is connected already.
     pub fn due(&mut self, now: Instant, is_there: impl Fn(&Identity) -> bool) -> Vec<String> {
@@ -107,10 +115,13 @@ mod tests {
         assert_eq!(last, PAUSE_MAX);
         let peer: Identity = "cognitora://c/node/a".parse().unwrap();
         addresses.due(now, |_| false);
-        addresses.reached("a:1", peer, now);
+        addresses.reached("a:1", peer.clone(), now);
         now += PAUSE_MIN;
         assert!(addresses.due(now, |_| true).is_empty());
         assert_eq!(addresses.due(now, |_| false), ["a:1"]);
+        addresses.learn_of("b:1", &peer, now);
+        assert!(addresses.due(now, |_| true).is_empty());
+        assert_eq!(addresses.due(now, |_| false), ["b:1"]);
     }
 
     #[test]

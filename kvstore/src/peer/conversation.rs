@@ -199,7 +199,7 @@ async fn hear_all<B: Blocks>(
     let fallback = fallback.map(|(name, port)| format!("{name}:{port}"));
     let address = Some(advertised).filter(|text| is_address(text)).or(fallback);
     let address = address.unwrap_or_else(|| peer.link.address().to_string());
-    node.addresses.borrow_mut().learn(&address, false, Instant::now());
+    node.addresses.borrow_mut().learn_of(&address, &peer.identity, Instant::now());
     *peer.address.borrow_mut() = Some(address);
     let mut bucket = Bucket::new(GOSSIP_BYTES_S, Instant::now());
     loop {

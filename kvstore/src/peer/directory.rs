@@ -44,6 +44,11 @@ impl Places {
         self.0 |= place.bit();
     }
 
+    /// All but one.
+    pub fn less(self, place: Place) -> Places {
+        Places(self.0 & !place.bit())
+    }
+
     /// Whether it holds `place`.
     pub fn contains(self, place: Place) -> bool {
         self.0 & place.bit() != 0

@@ -241,8 +241,13 @@ async fn request<B: Blocks>(
         tracing::warn!(peer = %peer.identity, %error, "a peer's answer cannot be read");
         peer.link.close(Close::Malformed);
     }
+    // A connection that gave way to another between the same two is no fault of the peer.
+    let is_cut = matches!(&done, Err(AskError::Gone(_) | AskError::Cut(_)));
     let flights = heard.flights.borrow();
     for flight in &flights[heard.told.get()..] {
+        if is_cut {
+            flight.asked.set(flight.asked.get().less(peer.place));
+        }
         flight.live.set(flight.live.get().saturating_sub(1));
         flight.progress.ring();
     }
