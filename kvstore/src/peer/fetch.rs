@@ -242,10 +242,11 @@ async fn request<B: Blocks>(
         peer.link.close(Close::Malformed);
     }
     // A connection that gave way to another between the same two is no fault of the peer.
-    let is_cut = matches!(&done, Err(AskError::Gone(_) | AskError::Cut(_)));
+    let there = node.peer(peer.place);
+    let gave_way = there.is_some_and(|there| !Rc::ptr_eq(&there, &peer));
     let flights = heard.flights.borrow();
     for flight in &flights[heard.told.get()..] {
-        if is_cut {
+        if gave_way {
             flight.asked.set(flight.asked.get().less(peer.place));
         }
         flight.live.set(flight.live.get().saturating_sub(1));
