@@ -16,7 +16,7 @@ pub mod config;
 pub mod crash;
 pub mod digest;
 pub mod feed;
-pub mod kv;
 pub mod identity;
+pub mod kv;
 pub mod route;
 pub mod wire;
