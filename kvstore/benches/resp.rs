@@ -3,7 +3,11 @@
 //! `cargo bench -p kvstore --bench resp`. Both servers run on CPU 0, `redis-benchmark` on CPU 1; each
 //! cell is run on both in turn. CPU is what the kernel counted for the server's threads, so a client
 //! that is the limit does not hide it. Needs `redis-server`, `redis-benchmark` and `taskset`.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on ends")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a measurement that cannot go on ends"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -122,7 +126,8 @@ impl Server {
             .expect("redis-benchmark");
         let cpu = self.cpu_s() - before;
         let text = String::from_utf8(output.stdout).unwrap();
-        let line = text.lines().find(|line| line.to_lowercase().starts_with(&format!("\"{command}")));
+        let line =
+            text.lines().find(|line| line.to_lowercase().starts_with(&format!("\"{command}")));
         let rate = line.unwrap_or_else(|| panic!("{text}")).split('"').nth(3).unwrap();
         let gigabyte = size as f64 / 1e9;
         (cpu / (requests as f64 * gigabyte), rate.parse::<f64>().unwrap() * gigabyte)
@@ -143,7 +148,9 @@ fn main() {
     let (redis, ours) = (Server::redis(), Server::ours());
     let runs = setting("RESP_BENCH_RUNS", RUNS as u64);
     let most = setting("RESP_BENCH_CONNECTIONS", 16) as usize;
-    println!("| op | size KiB | conns | redis CPU s/GB | ours | ratio | redis GB/s | ours | ratio |");
+    println!(
+        "| op | size KiB | conns | redis CPU s/GB | ours | ratio | redis GB/s | ours | ratio |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for size in SIZES {
         let keys = (KEYS_BYTES / size).clamp(1, 64);
