@@ -14,7 +14,7 @@ use super::wire::Wire;
 use crate::arena::Slot;
 
 /// Bytes read at a time, but for values.
-const INPUT_BYTES: usize = 16 << 10;
+const INPUT_BYTES: usize = 4 << 10;
 
 /// A value taken off the wire.
 pub(super) enum Value {
