@@ -97,6 +97,7 @@ pub struct Eviction {
     clock_bytes: u64,
     bytes: u64,
     len: usize,
+    parked: usize,
     head_start: f64,
     handicap: f64,
 }
@@ -115,6 +116,7 @@ impl Eviction {
             clock_bytes: 0,
             bytes: 0,
             len: 0,
+            parked: 0,
             head_start: HEAD_START,
             handicap: 0.0,
         }
@@ -130,6 +132,12 @@ impl Eviction {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Blocks that have children, and so are no victims.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.parked
     }
 
     /// Whether there are no blocks.
@@ -188,7 +196,8 @@ impl Eviction {
     /// Takes a block out that is gone for another reason than room.
     pub fn remove(&mut self, id: u32) {
         let Some(entry) = self.entry(id) else { return };
-        let Entry { bytes, group, .. } = std::mem::take(entry);
+        let Entry { bytes, group, is_parked, .. } = std::mem::take(entry);
+        self.parked -= usize::from(is_parked);
         self.queues.take(id);
         self.groups.leave(group as usize);
         self.bytes -= bytes;
@@ -198,22 +207,22 @@ impl Eviction {
     /// A block got its first child: it is no victim from now on.
     pub fn park(&mut self, id: u32) {
         let Some(entry) = self.entry(id) else { return };
-        entry.is_parked = true;
-        if usize::from(entry.class) == NEWEST_LEAF {
-            let before = entry.queue();
-            entry.class = UNUSED as u8;
-            let after = entry.queue();
-            if self.queues.queue_of(id) == Some(before) {
-                self.queues.push_last(after, id);
-            }
+        let was_parked = std::mem::replace(&mut entry.is_parked, true);
+        let before = entry.queue();
+        entry.class = entry.class.max(UNUSED as u8);
+        let after = entry.queue();
+        if before != after && self.queues.queue_of(id) == Some(before) {
+            self.queues.push_last(after, id);
         }
+        self.parked += usize::from(!was_parked);
     }
 
     /// A block lost its last child. If the scan has passed it, it is the first of its class to go.
     pub fn unpark(&mut self, id: u32) {
         let Some(entry) = self.entry(id) else { return };
-        entry.is_parked = false;
+        let was_parked = std::mem::replace(&mut entry.is_parked, false);
         let queue = entry.queue();
+        self.parked -= usize::from(was_parked);
         if self.queues.queue_of(id).is_none() {
             self.queues.push_first(queue, id);
         }

@@ -86,6 +86,13 @@ pub enum Request {
         /// By how many in RAM.
         in_ram: i32,
     },
+    /// Let a block go: another shard has none without children, and the last child of one may be here.
+    Shed {
+        /// Only of this namespace.
+        namespace: Option<NamespaceId>,
+        /// Whether one went.
+        reply: Reply<bool>,
+    },
     /// The disk gave up or moved a block.
     Disk(Event),
     /// Blocks, piece by piece.
@@ -135,6 +142,7 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
         Request::Pin { key, is_pinned, reply } => reply.send(shard.pin(key, is_pinned)),
         Request::Adopt { parent, reply } => reply.send(shard.adopt(parent)),
         Request::Relate { parent, children, in_ram } => shard.relate(parent, children, in_ram),
+        Request::Shed { namespace, reply } => reply.send(shard.shed(namespace)),
         Request::Disk(event) => shard.disk_event(event),
         Request::List { namespace, cursor, max, reply } => {
             reply.send(shard.list(namespace, cursor, max));

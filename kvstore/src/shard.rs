@@ -91,6 +91,8 @@ pub struct Shard {
     spills: Cell<usize>,
     /// Taken out at the end: tasks that wait for ever keep the shard itself.
     disk: RefCell<Option<Rc<Disk>>>,
+    /// The shard that was asked last to let a block go.
+    asked: Cell<usize>,
     is_draining: Cell<bool>,
 }
 
@@ -108,6 +110,7 @@ impl Shard {
             loading: RefCell::default(),
             spills: Cell::new(0),
             disk: RefCell::new(disk),
+            asked: Cell::new(number),
             is_draining: Cell::new(false),
         })
     }

@@ -148,6 +148,30 @@ fn a_lease_given_back_wakes_a_write_that_waits() {
     server.stop();
 }
 
+/// With few blocks and many shards, a shard's blocks often all have their children elsewhere.
+#[test]
+fn a_shard_without_leaves_gets_room_from_the_others() {
+    let server = start("ram_gib = 0.03125\ncores = 4\nlimits.block_mib_max = 4\n");
+    let store = Store::remote(server.house.clone());
+    store.namespace("test").unwrap();
+    let mut stored = 0;
+    for chain in 0..40 {
+        for depth in 0..10 {
+            let number = chain * 1000 + depth;
+            let parent = (depth > 0).then(|| number - 1);
+            match put(&store, number, parent, &[chain as u8; 900_000]) {
+                Ok(()) => stored += 1,
+                // Its parent was the only leaf there was.
+                Err(StoreError::ParentMissing) => break,
+                Err(other) => panic!("{other} at {depth} of {chain}"),
+            }
+        }
+    }
+    // Thirty-six fit at once.
+    assert!(stored > 100, "{stored} stored");
+    server.stop();
+}
+
 #[test]
 fn a_namespace_stays_within_its_quota_and_leaves_others_alone() {
     let server = start(

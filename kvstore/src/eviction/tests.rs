@@ -164,6 +164,8 @@ impl Owner {
             }
         }
         assert_eq!(self.eviction.len(), self.blocks.len());
+        let parents = self.blocks.iter().filter(|block| self.children(block.id) > 0);
+        assert_eq!(self.eviction.parked(), parents.count());
         assert_eq!(self.eviction.is_empty(), self.blocks.is_empty());
         let bytes: u64 = self.blocks.iter().map(|block| block.bytes).sum();
         assert_eq!(self.eviction.bytes(), bytes);

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use super::spill::SPILLS_MAX;
 use super::{Shard, State};
 use crate::arena::{MemoryError, PAGE_BYTES, Slot};
-use crate::key::Key;
+use crate::key::{Key, NamespaceId};
+use crate::mesh::reply;
 use crate::namespace::Namespace;
+use crate::request::Request;
 use crate::store::StoreError;
 
 /// Blocks one reservation may push out before others have their turn: 512 MiB in blocks of 64 KiB.
@@ -21,6 +23,9 @@ const EVICTIONS_PER_TURN_MAX: usize = 8192;
 enum Want {
     /// Something may come back: wait.
     Room,
+    /// Only blocks with children are left, of a namespace if one is named; the children may lie in
+    /// other shards.
+    Leaf(Option<NamespaceId>),
     /// It will not become better.
     Nothing(StoreError),
 }
@@ -43,13 +48,48 @@ impl Shard {
             match self.try_reserve(&namespace, len) {
                 Ok(slot) => return Ok(slot),
                 Err(Want::Nothing(error)) => return Err(error),
-                Err(Want::Room) => {}
+                Err(Want::Leaf(of)) if self.has_leaf_soon(rings, of).await => {
+                    if Instant::now() >= deadline {
+                        return Err(StoreError::Busy);
+                    }
+                    continue;
+                }
+                Err(Want::Room | Want::Leaf(_)) => {}
             }
             self.wanted.ring();
             if !self.room.rung_before(rings, Some(deadline)).await {
                 return Err(StoreError::Busy);
             }
         }
+    }
+
+    /// Whether a block may have lost its last child: one is on its way to tell us, or another shard let a
+    /// leaf go. Shards are asked by turns, each once.
+    async fn has_leaf_soon(&self, rings: u64, of: Option<NamespaceId>) -> bool {
+        glommio::executor().yield_now().await;
+        if self.room.rings() != rings {
+            return true;
+        }
+        let inboxes = &self.house.inboxes;
+        for _ in 1..inboxes.len() {
+            self.asked.set((self.asked.get() + 1) % inboxes.len());
+            if self.asked.get() == self.number {
+                self.asked.set((self.asked.get() + 1) % inboxes.len());
+            }
+            let (reply, waiting) = reply();
+            let request = Request::Shed { namespace: of, reply };
+            if inboxes[self.asked.get()].send(request).is_ok()
+                && waiting.answer().await == Some(true)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Lets the next block go for another shard. False if none may.
+    pub fn shed(self: &Rc<Self>, namespace: Option<NamespaceId>) -> bool {
+        self.evict(&mut self.state.borrow_mut(), namespace).is_ok()
     }
 
     fn try_reserve(self: &Rc<Self>, namespace: &Arc<Namespace>, len: usize) -> Result<Slot, Want> {
@@ -60,7 +100,7 @@ impl Shard {
         }
         for _ in 0..EVICTIONS_PER_TURN_MAX {
             if !namespace.charge(bytes) {
-                self.evict(state, Some(namespace))?;
+                self.evict(state, Some(namespace.id))?;
                 continue;
             }
             match state.memory.alloc(len, namespace.clone()) {
@@ -89,7 +129,7 @@ impl Shard {
     fn evict(
         self: &Rc<Self>,
         state: &mut State,
-        namespace: Option<&Arc<Namespace>>,
+        namespace: Option<NamespaceId>,
     ) -> Result<(), Want> {
         if self.spills.get() >= SPILLS_MAX {
             return Err(Want::Room);
@@ -103,9 +143,13 @@ impl Shard {
                     && entry.ram.as_ref().is_some_and(|block| block.count() == 1)
             })
         };
-        let of = namespace.map(|namespace| namespace.id);
-        let victim = eviction.victim(of, may_go).or_else(|| eviction.victim_thorough(of, may_go));
-        let Some(id) = victim else { return Err(Want::Room) };
+        let victim = eviction
+            .victim(namespace, may_go)
+            .or_else(|| eviction.victim_thorough(namespace, may_go));
+        let Some(id) = victim else {
+            let has_parents = eviction.parked() > 0;
+            return Err(if has_parents { Want::Leaf(namespace) } else { Want::Room });
+        };
         self.house.stats.evictions.inc();
         if index.get(id).is_some_and(|entry| self.is_worth_writing(entry)) {
             self.spill(state, id);
