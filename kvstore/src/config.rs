@@ -10,6 +10,7 @@ use dataplane::config::{self, ConfigError};
 use serde::Deserialize;
 
 use crate::namespace::{Rules, WritePolicy};
+use crate::peer::config::PeersConfig;
 use crate::resp::config::RespConfig;
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -69,6 +70,12 @@ pub struct Config {
     /// Namespaces with rules of their own, by name.
     #[serde(default)]
     pub namespaces: BTreeMap<String, NamespaceConfig>,
+    /// Where other daemons come in, over QUIC; used once `[kv.peers]` names certificates.
+    #[serde(default = "quic_listen")]
+    pub quic_listen: SocketAddr,
+    /// Other daemons.
+    #[serde(default)]
+    pub peers: PeersConfig,
     /// Every limit.
     #[serde(default)]
     pub limits: Limits,
@@ -157,6 +164,11 @@ fn uds_mode() -> u32 {
     0o660
 }
 
+/// On every address: nobody without a certificate of the cluster gets a word.
+fn quic_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 7091))
+}
+
 fn metrics_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9092))
 }
@@ -199,6 +211,9 @@ impl Config {
             return fault("kv.ram_gib", message);
         }
         self.check_disk(path)?;
+        if let Err((key, message)) = self.peers.checked() {
+            return fault(key, message);
+        }
         for (name, namespace) in &self.namespaces {
             if namespace.quota_gib.is_some_and(|quota| !(quota.is_finite() && quota > 0.0)) {
                 let key = format!("kv.namespaces.{name}.quota_gib");

@@ -11,7 +11,7 @@ use crate::block::Lease;
 use crate::disk::Event;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Reply;
-use crate::shard::Shard;
+use crate::shard::{Reach, Shard};
 use crate::store::{About, Listed, StoreError, Tier};
 
 /// A page of a listing: blocks, and the id to go on at.
@@ -31,6 +31,8 @@ pub enum Request {
     Get {
         /// Which.
         key: Key,
+        /// How far to look for it.
+        reach: Reach,
         /// When the answer is of no use any more.
         deadline: Option<Instant>,
         /// The lease, if there is such a block.
@@ -126,9 +128,11 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
             shard.lookup(&keys, &mut tiers);
             reply.send(tiers);
         }
-        Request::Get { key, deadline, reply } => match shard.get_from_ram(key) {
+        Request::Get { key, reach, deadline, reply } => match shard.get_from_ram(key) {
             Some(lease) => reply.send(Ok(Some(lease))),
-            None => later(shard, async move |shard| reply.send(shard.get(key, deadline).await)),
+            None => {
+                later(shard, async move |shard| reply.send(shard.get(key, reach, deadline).await))
+            }
         },
         Request::Reserve { key, len, reply } => {
             later(shard, async move |shard| reply.send(shard.reserve(key, len).await));

@@ -21,6 +21,8 @@ use crate::disk::index::IndexThread;
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
+use crate::peer::stats::PeerStats;
+use crate::peer::{Peers, PeersError, PeersThread};
 use crate::resp;
 use crate::shard::{House, Shard};
 use crate::socket::{adopt_tcp, bind_tcp};
@@ -66,6 +68,9 @@ pub enum StartError {
     /// The disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskStartError),
+    /// The peers' thread did not start.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// The native door could not be opened.
     #[error(transparent)]
     Native(#[from] DoorError),
@@ -99,6 +104,7 @@ pub struct Server {
     stops: Arc<[Inbox<()>]>,
     shards: Vec<JoinHandle<bool>>,
     disk_index: Option<IndexThread>,
+    peers: Option<PeersThread>,
 }
 
 /// What every shard's thread begins with.
@@ -136,6 +142,8 @@ impl Server {
             None => (Vec::new(), None),
         };
         let mut shares = shares.into_iter();
+        // Before the shards, which tell the peers what they find on disk.
+        let peers = start_peers(&config, &house)?;
         let (resp_door, mut resp_sockets) = open_resp(&config)?;
         let resp = config.resp_listen.map(|asked| address(&resp_sockets, asked));
         let stops: Arc<[Inbox<()>]> = (0..config.cores).map(|_| Inbox::new(1)).collect();
@@ -154,7 +162,12 @@ impl Server {
                 stops: stops.clone(),
             })?);
         }
-        Ok(Server { metrics, native, house, resp, resp_door, stops, shards, disk_index })
+        Ok(Server { metrics, native, house, resp, resp_door, stops, shards, disk_index, peers })
+    }
+
+    /// Where other daemons come in, if there are to be any.
+    pub fn quic(&self) -> Option<SocketAddr> {
+        self.peers.as_ref().map(|peers| peers.address)
     }
 
     /// Reads again what can change while the daemon runs: the RESP door's users.
@@ -168,6 +181,9 @@ impl Server {
     pub fn stop(self) {
         if let Some(native) = self.native {
             native.close();
+        }
+        if let Some(peers) = self.peers {
+            peers.stop();
         }
         for stop in self.stops.iter() {
             // Full means that it was told already.
@@ -187,6 +203,19 @@ impl Server {
             None => {}
         }
     }
+}
+
+/// Starts the peers' thread, where certificates are configured.
+fn start_peers(config: &Config, house: &House) -> Result<Option<PeersThread>, StartError> {
+    // What is wrong with it was said when the file was read.
+    let Ok(Some(files)) = config.peers.checked() else { return Ok(None) };
+    let stats = PeerStats::new(house.stats.registry())?;
+    let seen = house.clone();
+    let blocks = move || Store::remote(seen);
+    let (peers, thread) =
+        Peers::start(config.quic_listen, config.peers.clone(), &files, stats, blocks)?;
+    let _ = house.peers.set(peers);
+    Ok(Some(thread))
 }
 
 /// Opens the native door, where one is configured.
@@ -210,6 +239,7 @@ fn house(config: &Config) -> Result<House, StartError> {
         inboxes: (0..config.cores).map(|_| Inbox::new(INBOX_REQUESTS_MAX)).collect(),
         namespaces: Arc::new(Namespaces::new(rules, standard, config.limits.namespaces_max)),
         stats: Arc::new(stats),
+        peers: Arc::default(),
         limits: config.limits,
     })
 }

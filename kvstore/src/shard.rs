@@ -13,8 +13,10 @@ mod spill;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+pub use load::Reach;
 
 use load::Load;
 
@@ -26,6 +28,7 @@ use crate::index::Index;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Inbox;
 use crate::namespace::Namespaces;
+use crate::peer::Peers;
 use crate::request::{Request, serve};
 use crate::signal::Signal;
 use crate::stats::Stats;
@@ -52,6 +55,8 @@ pub struct House {
     pub namespaces: Arc<Namespaces>,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Other daemons, once their thread runs; never, if there are to be none.
+    pub peers: Arc<OnceLock<Peers>>,
     /// Every limit of the configuration.
     pub limits: Limits,
 }

@@ -121,6 +121,17 @@ impl Stats {
         self.served_bytes.inc_by(bytes);
     }
 
+    /// A block of so many bytes came from a peer.
+    pub fn hit_at_peer(&self, bytes: u64) {
+        self.lookups.with_label_values(&["peer"]).inc();
+        self.served_bytes.inc_by(bytes);
+    }
+
+    /// Where more metrics are declared.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// A block of so many bytes was stored.
     pub fn stored(&self, bytes: u64) {
         self.stored.inc();

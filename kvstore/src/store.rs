@@ -13,7 +13,7 @@ use crate::key::{Key, NamespaceId};
 use crate::mesh::{Reply, reply};
 use crate::namespace::{Namespace, NamespaceError};
 use crate::request::Request;
-use crate::shard::{House, Shard};
+use crate::shard::{House, Reach, Shard};
 
 /// Where a block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,9 +162,26 @@ impl Store {
         key: Key,
         deadline: Option<Instant>,
     ) -> Result<Option<Lease>, StoreError> {
+        self.get_within(key, Reach::Peers, deadline).await
+    }
+
+    /// As [`Store::get`], but no peer is asked: for one that asks, or two could ask each other for ever.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_here(&self, key: Key) -> Result<Option<Lease>, StoreError> {
+        self.get_within(key, Reach::Here, None).await
+    }
+
+    async fn get_within(
+        &self,
+        key: Key,
+        reach: Reach,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Lease>, StoreError> {
         match self.own(key) {
-            Some(shard) => shard.get(key, deadline).await,
-            None => self.ask(key, |reply| Request::Get { key, deadline, reply }).await?,
+            Some(shard) => shard.get(key, reach, deadline).await,
+            None => self.ask(key, |reply| Request::Get { key, reach, deadline, reply }).await?,
         }
     }
 

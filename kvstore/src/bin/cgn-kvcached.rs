@@ -60,6 +60,9 @@ fn main() -> ExitCode {
     if let Some(resp) = server.resp {
         println!("resp {resp}");
     }
+    if let Some(quic) = server.quic() {
+        println!("quic {quic}");
+    }
     let signal = loop {
         match signals.wait() {
             Ok(Signal::SIGHUP) => server.reload(),

@@ -49,7 +49,7 @@ impl Blocks for Store {
     type Slot = PeerSlot;
 
     async fn held(&self, key: Key) -> Option<Lease> {
-        self.get(key, None).await.ok().flatten()
+        self.get_here(key).await.ok().flatten()
     }
 
     async fn reserve(&self, key: Key, head: &BlockHead) -> Result<PeerSlot, NotKept> {

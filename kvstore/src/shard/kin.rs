@@ -2,7 +2,8 @@
 //!
 //! A parent counts its children, and those in RAM apart: it leaves RAM after they have, and the daemon
 //! after they have. Parent and child may live on two shards, so the counts travel as requests. Every
-//! change of an entry goes through [`Shard::alter`], which keeps counts and eviction true to it.
+//! change of an entry goes through [`Shard::alter`], which keeps counts and eviction true to it, and
+//! tells peers what is here.
 
 use std::rc::Rc;
 
@@ -41,6 +42,7 @@ impl Shard {
         change: impl FnOnce(&mut Entry<Place>) -> T,
     ) -> Option<T> {
         let entry = state.index.get_mut(id)?;
+        let key = entry.key;
         let before = Standing::of(entry);
         let result = change(entry);
         let after = Standing::of(entry);
@@ -61,6 +63,9 @@ impl Shard {
         let (was, is) = (i32::from(before.is_present), i32::from(after.is_present));
         let (was_in_ram, is_in_ram) =
             (i32::from(before.offset.is_some()), i32::from(after.offset.is_some()));
+        if let Some(peers) = self.house.peers.get().filter(|_| was != is) {
+            if after.is_present { peers.added(&key) } else { peers.removed(&key) }
+        }
         if before.parent == after.parent {
             self.tell_parent(before.parent, is - was, is_in_ram - was_in_ram);
         } else {

@@ -3,7 +3,7 @@
 //! Each key is brought once at a time, by a task of its own; who asks for it meanwhile waits for that.
 //! A task is never dropped in the middle: the device may be writing to its memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -11,14 +11,26 @@ use super::{Place, Shard};
 use crate::block::{Block, Lease};
 use crate::disk::DiskError;
 use crate::key::Key;
+use crate::peer::fetch::Fetched;
 use crate::signal::Signal;
 use crate::store::StoreError;
+
+/// How far a block is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// RAM and disk of this daemon: for a peer that asks.
+    Here,
+    /// Peers too.
+    Peers,
+}
 
 /// A block on its way into RAM.
 #[derive(Default)]
 pub(super) struct Load {
     /// Rings when it is over.
     over: Signal,
+    /// The tiers here did not have it.
+    asks_peers: Cell<bool>,
     /// How it ended. The lease keeps the block in RAM for who waited.
     outcome: RefCell<Option<Result<Option<Lease>, StoreError>>>,
 }
@@ -31,12 +43,13 @@ impl Shard {
     pub async fn get(
         self: &Rc<Self>,
         key: Key,
+        reach: Reach,
         deadline: Option<Instant>,
     ) -> Result<Option<Lease>, StoreError> {
         if let Some(lease) = self.get_from_ram(key) {
             return Ok(Some(lease));
         }
-        let Some(load) = self.load(key, deadline)? else {
+        let Some(load) = self.load(key, reach, deadline)? else {
             self.house.stats.lookups.with_label_values(&["none"]).inc();
             return Ok(None);
         };
@@ -66,13 +79,19 @@ impl Shard {
     fn load(
         self: &Rc<Self>,
         key: Key,
+        reach: Reach,
         deadline: Option<Instant>,
     ) -> Result<Option<Rc<Load>>, StoreError> {
-        if let Some(running) = self.loading.borrow().get(&key) {
-            return Ok(Some(running.clone()));
+        let running = self.loading.borrow().get(&key).cloned();
+        // Who may not ask peers does not wait for who does: two daemons could wait for each other.
+        if let Some(running) =
+            running.filter(|load| reach == Reach::Peers || !load.asks_peers.get())
+        {
+            return Ok(Some(running));
         }
         let place = self.state.borrow().index.find(&key).and_then(|(_, entry)| entry.disk);
-        if place.is_none() {
+        let has_peers = reach == Reach::Peers && self.house.peers.get().is_some();
+        if place.is_none() && !has_peers {
             return Ok(None);
         }
         if self.loading.borrow().len() >= self.house.limits.loads_max {
@@ -82,8 +101,12 @@ impl Shard {
         self.loading.borrow_mut().insert(key, load.clone());
         let (shard, running) = (self.clone(), load.clone());
         glommio::spawn_local(async move {
-            let outcome = shard.bring(key, place, deadline).await;
-            shard.loading.borrow_mut().remove(&key);
+            let outcome = shard.bring(key, place, reach, &running, deadline).await;
+            let mut loading = shard.loading.borrow_mut();
+            if loading.get(&key).is_some_and(|load| Rc::ptr_eq(load, &running)) {
+                loading.remove(&key);
+            }
+            drop(loading);
             running.outcome.replace(Some(outcome));
             running.over.ring();
         })
@@ -96,7 +119,9 @@ impl Shard {
         self: &Rc<Self>,
         key: Key,
         place: Option<Place>,
-        _deadline: Option<Instant>,
+        reach: Reach,
+        load: &Load,
+        deadline: Option<Instant>,
     ) -> Result<Option<Lease>, StoreError> {
         if let Some(place) = place
             && let Some(lease) = self.bring_from_disk(key, place).await?
@@ -104,8 +129,25 @@ impl Shard {
             self.house.stats.hit_on_disk(lease.len() as u64);
             return Ok(Some(lease));
         }
+        if reach == Reach::Peers
+            && let Some(peers) = self.house.peers.get()
+        {
+            load.asks_peers.set(true);
+            let fetched = peers.fetch(vec![key], deadline).await;
+            if fetched.first() == Some(&Fetched::Kept)
+                && let Some(lease) = self.peek(key)
+            {
+                self.house.stats.hit_at_peer(lease.len() as u64);
+                return Ok(Some(lease));
+            }
+        }
         self.house.stats.lookups.with_label_values(&["none"]).inc();
         Ok(None)
+    }
+
+    /// A lease on the block if it lies in RAM, without counting a use.
+    fn peek(&self, key: Key) -> Option<Lease> {
+        self.state.borrow().index.find(&key)?.1.ram.clone()
     }
 
     async fn bring_from_disk(

@@ -153,6 +153,9 @@ impl Shard {
             entry.parent = parent;
             entry.children = children;
         }
+        if let Some(peers) = self.house.peers.get() {
+            peers.added(&key);
+        }
     }
 
     /// Before the end: writes down what was used and is in RAM only, until `deadline`. Says how many.
