@@ -55,14 +55,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // For people and for scripts that configured port 0.
-    println!("metrics http://{}/metrics", server.metrics);
-    if let Some(resp) = server.resp {
-        println!("resp {resp}");
-    }
-    if let Some(quic) = server.quic() {
-        println!("quic {quic}");
-    }
+    // For people and for scripts that configured port 0. In one write: who reads only the first line may
+    // close the pipe then.
+    let resp = server.resp.map(|resp| format!("resp {resp}\n")).unwrap_or_default();
+    let quic = server.quic().map(|quic| format!("quic {quic}\n")).unwrap_or_default();
+    print!("metrics http://{}/metrics\n{resp}{quic}", server.metrics);
     let signal = loop {
         match signals.wait() {
             Ok(Signal::SIGHUP) => server.reload(),
