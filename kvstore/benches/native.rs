@@ -7,7 +7,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dataplane::kv::{self, Decoder, Request, VERSION};
@@ -34,6 +34,8 @@ fn on_core(core: usize) {
 struct Daemon {
     child: Child,
     folder: tempfile::TempDir,
+    /// Open as long as the daemon lives, which may have more to say.
+    _said: BufReader<ChildStdout>,
 }
 
 impl Daemon {
@@ -53,9 +55,9 @@ impl Daemon {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Daemon { child, folder }
+        let (mut said, mut line) = (BufReader::new(child.stdout.take().unwrap()), String::new());
+        said.read_line(&mut line).unwrap();
+        Daemon { child, folder, _said: said }
     }
 
     fn uds(&self) -> std::path::PathBuf {

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use kvclient::{Block, Client, Name, Options};
@@ -10,6 +10,8 @@ use kvclient::{Block, Client, Name, Options};
 pub struct Daemon {
     pub child: Child,
     folder: tempfile::TempDir,
+    /// Open as long as the daemon lives, which may have more to say.
+    _said: BufReader<ChildStdout>,
 }
 
 impl Daemon {
@@ -39,10 +41,10 @@ impl Daemon {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut said, mut line) = (BufReader::new(child.stdout.take().unwrap()), String::new());
+        said.read_line(&mut line).unwrap();
         assert!(line.starts_with("metrics http://"), "{line}");
-        Daemon { child, folder }
+        Daemon { child, folder, _said: said }
     }
 
     pub fn uds(&self) -> PathBuf {
