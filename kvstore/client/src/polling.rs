@@ -22,6 +22,9 @@ const TURNS: u32 = 64;
 /// block in memory takes.
 const SPIN_MAX: Duration = Duration::from_micros(200);
 
+/// How long an answer is waited for between two looks whether the daemon still lives.
+const NUDGE_TIME: Duration = Duration::from_millis(100);
+
 /// A connection's ring, client's end.
 pub struct Polling {
     shared: Arc<Shared>,
@@ -33,6 +36,8 @@ pub struct Polling {
     /// Id of the last question.
     last_id: u32,
     is_lost: bool,
+    /// Since the last question: how often the socket was tried.
+    nudges: u32,
     timeout: Duration,
 }
 
@@ -49,7 +54,16 @@ impl Polling {
         }
         let ring = RingMemory::new(fd, bytes)?;
         let timeout = shared.timeout;
-        Ok(Polling { shared, ring, written: 0, read: 0, last_id: 0, is_lost: false, timeout })
+        Ok(Polling {
+            shared,
+            ring,
+            written: 0,
+            read: 0,
+            last_id: 0,
+            is_lost: false,
+            nudges: 0,
+            timeout,
+        })
     }
 
     /// A lease on one block. Spins until the answer is there.
@@ -125,6 +139,7 @@ impl Polling {
         if self.is_lost {
             return Err(self.lost());
         }
+        self.nudges = 0;
         self.submit(submission)?;
         let begun = Instant::now();
         loop {
@@ -173,11 +188,17 @@ impl Polling {
     fn wait(&mut self, begun: Instant) -> Result<(), Error> {
         let waited = begun.elapsed();
         if waited > self.timeout {
-            return Err(self.lose("no answer in the ring in time"));
+            self.is_lost = true;
+            return Err(Error::TimedOut(self.timeout.as_millis()));
         }
         if waited > SPIN_MAX {
             self.wake()?;
             std::thread::yield_now();
+        }
+        if waited > NUDGE_TIME * (self.nudges + 1) {
+            // Shared memory does not tell that the other side has died; the socket does.
+            self.nudges += 1;
+            self.shared.tell(Some(&Request::Wake))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a client of the native door may ask for, and what becomes of it: one function for each request.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +33,6 @@ pub struct Client {
     pub staging: Option<Staging>,
     /// Whether it is of the daemon's own user, or root.
     pub is_admin: bool,
-    /// Whether it has gone: nothing is leased to it any more.
-    pub is_gone: Cell<bool>,
 }
 
 impl Client {
@@ -42,10 +40,11 @@ impl Client {
         Key::new(self.namespace.id, Name(name))
     }
 
-    /// Takes its leases back.
+    /// Takes its leases back; it gets no more.
     pub fn leave(&self) {
-        self.is_gone.set(true);
-        self.leases.replace(Leases::new(0));
+        let held = self.leases.replace(Leases::new(0));
+        // The table is not borrowed while blocks are dropped.
+        drop(held);
     }
 
     /// Takes back one lease.

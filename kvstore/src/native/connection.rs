@@ -4,7 +4,7 @@
 //! waits for a slower tier does not hold up what came behind it. All it may hold is bounded: requests at
 //! work, answers not read yet, leases.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
@@ -163,8 +163,7 @@ fn admit(
     })?;
     tracing::debug!(client = hello.client, namespace = namespace.name, "a native client came");
     let leases = RefCell::new(Leases::new(hall.limits.leases_per_client_max));
-    let is_gone = Cell::new(false);
-    let client = Client { store, namespace, leases, staging, is_admin, is_gone };
+    let client = Client { store, namespace, leases, staging, is_admin };
     Ok((client, hello.rest, hello.wants_ring))
 }
 

@@ -1,6 +1,7 @@
 //! A daemon of one's own: started with a configuration, killed with the test.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -26,10 +27,22 @@ impl Daemon {
     }
 
     pub fn on(cores: usize, limits: &str) -> Daemon {
+        Daemon::spawn(cores, "", limits)
+    }
+
+    /// With a socket that every user may open.
+    pub fn open_to_all() -> Daemon {
+        let daemon = Daemon::spawn(1, "uds_mode = 0o666\n", "");
+        let all = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(daemon.folder.path(), all).unwrap();
+        daemon
+    }
+
+    fn spawn(cores: usize, lines: &str, limits: &str) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "[kv]\nram_gib = 0.0625\ncores = {cores}\nuds = \"{}\"\nmetrics_listen = \"127.0.0.1:0\"\n\
-             resp_listen = \"127.0.0.1:0\"\n[kv.limits]\nblock_mib_max = 8\nreserve_wait_ms = 200\n{limits}",
+             resp_listen = \"127.0.0.1:0\"\n{lines}[kv.limits]\nblock_mib_max = 8\nreserve_wait_ms = 200\n{limits}",
             folder.path().join("kv.sock").display()
         );
         let path = folder.path().join("kv.toml");

@@ -13,26 +13,43 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use crate::daemon::{Daemon, block, name};
 
 /// A connection without a client's manners.
-struct Raw {
-    socket: UnixStream,
+pub struct Raw {
+    pub socket: UnixStream,
     decoder: Decoder,
 }
 
 impl Raw {
     fn dial(daemon: &Daemon) -> Raw {
-        let socket = UnixStream::connect(daemon.uds()).unwrap();
+        Raw::dial_as(daemon, None)
+    }
+
+    /// As another user, where this one may become one.
+    fn dial_as(daemon: &Daemon, uid: Option<u32>) -> Raw {
+        let path = daemon.uds();
+        // The kernel notes the user of the thread that connects.
+        let connect = move || {
+            if let Some(uid) = uid.map(rustix::thread::Uid::from_raw) {
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            }
+            UnixStream::connect(path).unwrap()
+        };
+        let socket = std::thread::spawn(connect).join().unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Raw { socket, decoder: Decoder::default() }
     }
 
-    fn greeted(daemon: &Daemon) -> Raw {
-        let mut raw = Raw::dial(daemon);
+    pub fn greeted(daemon: &Daemon) -> Raw {
+        Raw::dial(daemon).greet()
+    }
+
+    fn greet(self) -> Raw {
+        let mut raw = self;
         raw.say(1, &hello(0));
         assert!(matches!(raw.hear(), Some((1, Answer::Hello { .. }))));
         raw
     }
 
-    fn say(&mut self, id: u64, request: &Request) {
+    pub fn say(&mut self, id: u64, request: &Request) {
         let mut frame = Vec::new();
         kv::encode(id, request, &mut frame);
         self.socket.write_all(&frame).unwrap();
@@ -50,7 +67,7 @@ impl Raw {
     }
 
     /// The next answer; none when the daemon hung up.
-    fn hear(&mut self) -> Option<(u64, Answer)> {
+    pub fn hear(&mut self) -> Option<(u64, Answer)> {
         loop {
             if let Some((id, payload)) = self.decoder.poll_frame().unwrap() {
                 return Some((id, kv::decode(payload).unwrap()));
@@ -216,6 +233,32 @@ fn who_asks_without_reading_is_stopped_and_others_go_on() {
     }
     assert!(sent < 4 << 30, "the daemon read all of it");
     assert_eq!(good.lookup(&[name(1)]).unwrap().len(), 1);
+}
+
+#[test]
+fn other_users_store_and_read_but_do_not_rule() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can become another user to try.
+        return;
+    }
+    let daemon = Daemon::open_to_all();
+    let own = daemon.client();
+    own.put(&[block(1, b"bytes")], false).unwrap();
+    let mut other = Raw::dial_as(&daemon, Some(65_534)).greet();
+    other.say(2, &Request::Lookup { names: vec![name(1)] });
+    assert!(matches!(other.hear(), Some((2, Answer::Lookup { tiers })) if tiers.len() == 1));
+    other.say(3, &Request::List { everywhere: false, cursor: 0, blocks_max: 9 });
+    assert!(matches!(other.hear(), Some((3, Answer::List { .. }))));
+    for forbidden in [
+        Request::List { everywhere: true, cursor: 0, blocks_max: 9 },
+        Request::Verify { everywhere: false, cursor: 0, blocks_max: 9 },
+        Request::Evict { everywhere: false, cursor: 0, blocks_max: 9 },
+        Request::Drain,
+    ] {
+        other.say(4, &forbidden);
+        assert_eq!(other.refusal(), Fault::NotAllowed);
+    }
+    assert_eq!(own.lookup(&[name(1)]).unwrap().len(), 1);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Leases: bytes stay as they are while one is held, and memory comes back when none is.
 
+use dataplane::kv::{Answer, Got, Request};
 use kvclient::{Client, Fault, Found};
 
 use crate::daemon::{Daemon, block, bytes, name};
+use crate::hostile::Raw;
 
 /// Puts blocks of 4 MiB until one is refused; how many were taken.
 fn fill(client: &Client, from: u32) -> usize {
@@ -31,21 +33,21 @@ fn leased_bytes_stay_while_others_fill_the_memory() {
 fn a_dead_clients_leases_are_taken_back() {
     let daemon = Daemon::start();
     let other = daemon.client();
-    let holder = daemon.client();
-    let mut leases = Vec::new();
-    // All of the memory is leased away, as far as another client can tell.
+    let mut holder = Raw::greeted(&daemon);
+    // All of the memory is leased away.
     for number in 0..40 {
-        let put = holder.put(&[block(number, &bytes(number, 4 << 20))], false).unwrap();
+        let put = other.put(&[block(number, &bytes(number, 4 << 20))], false).unwrap();
         if put[0].is_err() {
             break;
         }
-        leases.extend(holder.get(&[name(number)], None).unwrap().pop().unwrap().lease());
+        holder.say(2, &Request::Get { names: vec![name(number)], deadline_ms: 0 });
+        let Some((2, Answer::Get { blocks })) = holder.hear() else { panic!("no answer") };
+        assert!(matches!(blocks[..], [Got::Leased { .. }]));
     }
-    assert_eq!(fill(&other, 100), 0);
     let refused = other.put(&[block(100, &bytes(0, 4 << 20))], false).unwrap();
     assert_eq!(refused, [Err(Fault::Busy)]);
-    // The process ends without a word: its socket closes.
-    drop((holder, leases));
+    // The process ends without a word: its socket closes, and nothing is released.
+    drop(holder);
     while fill(&other, 100) == 0 {}
 }
 

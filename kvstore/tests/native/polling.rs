@@ -46,6 +46,20 @@ fn what_is_asked_in_the_ring_is_what_is_asked_on_the_socket() {
 }
 
 #[test]
+fn a_polling_client_notices_that_the_daemon_died() {
+    let mut daemon = Daemon::start();
+    let client = Client::connect_to_poll(&daemon.uds(), "model/fp8/0", &options()).unwrap();
+    let mut polling = client.polling().unwrap();
+    client.put(&[block(1, b"bytes")], false).unwrap();
+    let lease = polling.get(&name(1)).unwrap().lease().unwrap();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    assert!(matches!(polling.get(&name(1)), Err(Error::Lost(_))));
+    assert!(matches!(client.lookup(&[name(1)]), Err(Error::Lost(_))));
+    assert_eq!(&*lease, b"bytes");
+}
+
+#[test]
 fn a_client_without_a_ring_does_not_poll() {
     let daemon = Daemon::start();
     assert!(matches!(daemon.client().polling(), Err(Error::Invalid(_))));
