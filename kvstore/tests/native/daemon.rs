@@ -40,16 +40,21 @@ impl Daemon {
 
     fn spawn(cores: usize, lines: &str, limits: &str) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("ssd")).unwrap();
+        let lines = lines.replace("FOLDER", &folder.path().display().to_string());
         let config = format!(
             "[kv]\nram_gib = 0.0625\ncores = {cores}\nuds = \"{}\"\nmetrics_listen = \"127.0.0.1:0\"\n\
              resp_listen = \"127.0.0.1:0\"\n{lines}[kv.limits]\nblock_mib_max = 8\nreserve_wait_ms = 200\n{limits}",
             folder.path().join("kv.sock").display()
         );
-        let path = folder.path().join("kv.toml");
-        std::fs::write(&path, config).unwrap();
+        std::fs::write(folder.path().join("kv.toml"), config).unwrap();
+        Daemon::run(folder)
+    }
+
+    fn run(folder: tempfile::TempDir) -> Daemon {
         let mut child = Command::new(env!("CARGO_BIN_EXE_cgn-kvcached"))
             .arg("--config")
-            .arg(&path)
+            .arg(folder.path().join("kv.toml"))
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
@@ -58,6 +63,20 @@ impl Daemon {
         said.read_line(&mut line).unwrap();
         assert!(line.starts_with("metrics http://"), "{line}");
         Daemon { child, folder, _said: said }
+    }
+
+    /// With a disk tier in its folder.
+    pub fn with_disk() -> Daemon {
+        let lines = "ssd_dir = [\"FOLDER/ssd\"]\nssd_gib = 0.25\nssd_segment_mib = 16\n";
+        Daemon::spawn(1, lines, "")
+    }
+
+    /// Killed without a word, and started again on what it left.
+    pub fn killed_and_started_again(mut self) -> Daemon {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let nowhere = tempfile::tempdir().unwrap();
+        Daemon::run(std::mem::replace(&mut self.folder, nowhere))
     }
 
     pub fn uds(&self) -> PathBuf {

@@ -5,6 +5,7 @@ mod admin;
 mod bindings;
 mod blocks;
 mod daemon;
+mod disk;
 mod hostile;
 mod leases;
 mod polling;
