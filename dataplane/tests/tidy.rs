@@ -15,12 +15,14 @@ const BANNED_NAMES: &[&str] = &[
 ];
 /// The files that may hold `unsafe`; each says at its head why it must.
 const UNSAFE_FILES: &[&str] = &[
-    "kvstore/src/native/ring.rs",
-    "kvstore/client/src/capi.rs",
-    "kvstore/client/src/mapping.rs",
     "agent/src/process.rs",
     "dataplane/src/route/index/pages.rs",
+    "kvstore/client/src/capi.rs",
+    "kvstore/client/src/mapping.rs",
+    "kvstore/src/arena.rs",
     "kvstore/src/disk/ring.rs",
+    "kvstore/src/native/ring.rs",
+    "kvstore/src/socket.rs",
 ];
 /// Markers of unfinished work, put together here so that this file holds none.
 const BANNED_WORDS: &[&str] = &[concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];

@@ -1,3 +1,4 @@
+//! The ring on real files: parts, order, ends and faults of operations.
 use glommio::{LocalExecutor, LocalExecutorBuilder, spawn_local};
 
 use super::*;
