@@ -1,7 +1,6 @@
 //! Daemons' peers over loopback, with real certificates, and peers that misbehave.
 //!
 //! The store is plain memory here; on the real one it is tried by `tests/peers`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
 mod hostile;
