@@ -84,24 +84,26 @@ impl OpenSegment {
         self.segment
     }
 
-    /// Room for a record of `span` pages; none when it does not fit or a write has failed.
+    /// Room for a record of `span` pages, which takes `intent`; none when it does not fit or a write has
+    /// failed.
     pub fn take(
         &self,
         span: u32,
         key: Key,
         version: u64,
         len: u64,
-        intent: Intent,
-    ) -> Result<Held<'_>, Intent> {
+        intent: &mut Option<Intent>,
+    ) -> Option<Held<'_>> {
         let mut state = self.state.borrow_mut();
         let page = state.next_page;
         let end = page.checked_add(span).filter(|&end| end <= self.pages);
-        let Some(end) = end.filter(|_| state.failed_from.is_none()) else { return Err(intent) };
+        let end = end.filter(|_| state.failed_from.is_none())?;
+        let intent = intent.take()?;
         let (segment, sequence) = (self.segment, self.sequence);
         let place = Place { segment, sequence, page, version, len };
         state.tickets.push_back(Ticket { end, is_written: false, key, place, intent });
         state.next_page = end;
-        Ok(Held { open: self, place, end, is_written: false })
+        Some(Held { open: self, place, end, is_written: false })
     }
 
     fn fail(&self, from: u32, error: Option<&io::Error>) {
@@ -109,6 +111,15 @@ impl OpenSegment {
         if from >= state.durable_to && state.failed_from.is_none_or(|first| from < first) {
             state.failed_from = Some(from);
             state.errno = error.and_then(io::Error::raw_os_error);
+        }
+        drop(state);
+        self.changed.ring();
+    }
+
+    fn note_written(&self, place: &Place) {
+        let mut state = self.state.borrow_mut();
+        if let Some(ticket) = state.tickets.iter_mut().find(|ticket| ticket.place == *place) {
+            ticket.is_written = true;
         }
         drop(state);
         self.changed.ring();
@@ -211,13 +222,7 @@ impl Held<'_> {
             self.open.fail(self.place.page, Some(&error));
             return Err(error);
         }
-        let mut state = self.open.state.borrow_mut();
-        let ticket = state.tickets.iter_mut().find(|ticket| ticket.place == self.place);
-        if let Some(ticket) = ticket {
-            ticket.is_written = true;
-        }
-        drop(state);
-        self.open.changed.ring();
+        self.open.note_written(&self.place);
         loop {
             let rings = self.open.changed.rings();
             match self.open.look(self.place.page, self.end) {

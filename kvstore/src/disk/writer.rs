@@ -135,48 +135,55 @@ impl<D: Device> Writer<D> {
         let len = if let Body::Value(about) = &body { about.len } else { 0 };
         let mut record = Record { sequence: 0, version, key, body };
         let span = record.span_bytes();
-        let mut pending = intent;
+        let mut pending = Some(intent);
         for _ in 0..SEGMENTS_TRIED_MAX {
             let open = self.segment_for(span).await?;
             let pages = (span / PAGE_BYTES as u64) as u32;
-            let held = match open.take(pages, key, version, len, pending) {
-                Ok(held) => held,
-                Err(intent) => {
-                    pending = intent;
-                    self.leave(&open);
-                    continue;
-                }
+            let Some(held) = open.take(pages, key, version, len, &mut pending) else {
+                self.leave(&open);
+                continue;
             };
             record.sequence = held.place.sequence;
-            let shelf = &self.shelf;
-            let (device, offset) = shelf.locate(&held.place).ok_or(DiskError::Gone)?;
-            let layout = &shelf.tier.layouts[usize::from(held.place.segment.device)];
-            let mut page = Pages::new(1);
-            if let Some(page) = page.bytes_mut().first_chunk_mut() {
-                record.encode(&layout.secret, page).map_err(|_| DiskError::LabelTooLong)?;
+            let result = self.put(&held.place, &record, value).await?;
+            let tier = &self.shelf.tier;
+            if result.is_err() {
+                tier.failed(open.segment().device);
             }
-            let head = device.write_at(offset, Buffer::Pages(page));
-            let rest = async {
-                match value {
-                    Some(value) => device.write_at(offset + PAGE_BYTES as u64, value).await,
-                    None => Ok(()),
-                }
-            };
-            let (head, rest) = future::zip(head, rest).await;
-            let result = head.and(rest);
-            let is_failed = result.is_err();
+            let (device, _) = self.shelf.locate(&held.place).ok_or(DiskError::Gone)?;
             let done = held.written(device, result).await;
             match &done {
-                Ok(_) => shelf.tier.worked(open.segment().device),
+                Ok(_) => tier.worked(open.segment().device),
                 Err(_) => self.leave(&open),
             }
-            if is_failed {
-                shelf.tier.failed(open.segment().device);
-            }
-            count(&shelf.tier.counters.written_bytes, span);
+            count(&tier.counters.written_bytes, span);
             return Ok(done?);
         }
         Err(DiskError::Full)
+    }
+
+    /// Writes a record's page and its value side by side. What the device says is the inner result.
+    async fn put(
+        &self,
+        place: &Place,
+        record: &Record,
+        value: Option<Buffer>,
+    ) -> Result<io::Result<()>, DiskError> {
+        let (device, offset) = self.shelf.locate(place).ok_or(DiskError::Gone)?;
+        let layout = self.shelf.tier.layouts.get(usize::from(place.segment.device));
+        let secret = layout.ok_or(DiskError::Gone)?.secret;
+        let mut page = Pages::new(1);
+        if let Some(page) = page.bytes_mut().first_chunk_mut() {
+            record.encode(&secret, page).map_err(|_| DiskError::LabelTooLong)?;
+        }
+        let head = device.write_at(offset, Buffer::Pages(page));
+        let rest = async {
+            match value {
+                Some(value) => device.write_at(offset + PAGE_BYTES as u64, value).await,
+                None => Ok(()),
+            }
+        };
+        let (head, rest) = future::zip(head, rest).await;
+        Ok(head.and(rest))
     }
 
     /// The next record goes to another segment.

@@ -169,20 +169,22 @@ fn run_and_kill(folder: &Path, seed: u64, acknowledged: u64, allowed: &mut Allow
 }
 
 fn look(folder: &Path, allowed: &mut Allowed) {
-    let allowed = std::cell::RefCell::new(allowed);
+    let found = std::cell::RefCell::new(HashMap::new());
     with_disk(folder, async |disk, places| {
-        let allowed = &mut **allowed.borrow_mut();
         for number in 0..WRITERS * KEYS_OF_WRITER {
-            let values = allowed.entry(number).or_insert_with(|| vec![None]);
-            let found = read(&disk, &places, number).await;
-            let is = values.iter().find(|seed| seed.map(value) == found);
-            let Some(&is) = is else {
-                let len = found.map(|found| found.len());
-                panic!("{number} has {len:?} bytes, not those of {values:?}")
-            };
-            *values = vec![is];
+            let value = read(&disk, &places, number).await;
+            found.borrow_mut().insert(number, value);
         }
     });
+    for (number, found) in found.into_inner() {
+        let values = allowed.entry(number).or_insert_with(|| vec![None]);
+        let is = values.iter().find(|seed| seed.map(value) == found);
+        let Some(&is) = is else {
+            let len = found.map(|found| found.len());
+            panic!("{number} has {len:?} bytes, not those of {values:?}")
+        };
+        *values = vec![is];
+    }
 }
 
 async fn read(
