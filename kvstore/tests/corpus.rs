@@ -17,3 +17,13 @@ fn replay(target: &str, run: fn(&[u8])) {
 fn pages_of_disks() {
     replay("record", targets::record);
 }
+
+#[test]
+fn what_peers_say() {
+    replay("peer", targets::peer);
+}
+
+#[test]
+fn bytes_of_resp_clients() {
+    replay("resp", targets::resp);
+}

@@ -1,0 +1,116 @@
+//! A daemon at one end of the wire, and a client on the same machine.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use kvclient::{Block, Client, Name, Options};
+
+use super::certificates::Authority;
+use super::namespaces::{ADDRESSES, Wire};
+
+pub struct Node {
+    child: Child,
+    uds: PathBuf,
+    pub quic: String,
+}
+
+impl Node {
+    pub fn start(
+        wire: &Wire,
+        end: usize,
+        name: &str,
+        authority: &Authority,
+        folder: &Path,
+        connect: &[&Node],
+    ) -> Node {
+        Node::believing(wire, end, name, authority, &authority.pem(), folder, connect)
+    }
+
+    /// One that also believes other authorities.
+    pub fn believing(
+        wire: &Wire,
+        end: usize,
+        name: &str,
+        authority: &Authority,
+        believed: &str,
+        folder: &Path,
+        connect: &[&Node],
+    ) -> Node {
+        authority.issue(folder, name, ADDRESSES[end]);
+        let ca = folder.join(format!("{name}-ca.pem"));
+        std::fs::write(&ca, believed).unwrap();
+        let uds = folder.join(format!("{name}.sock"));
+        let connect: Vec<String> = connect.iter().map(|node| format!("{:?}", node.quic)).collect();
+        let config = format!(
+            "[kv]\nram_gib = 0.0625\nhuge_pages = \"never\"\nuds = {uds:?}\nmetrics_listen = \"127.0.0.1:0\"\n\
+             resp_listen = \"127.0.0.1:0\"\nquic_listen = \"{}:0\"\n[kv.limits]\nblock_mib_max = 8\n\
+             [kv.peers]\nconnect = [{}]\nca_file = {ca:?}\ncert_file = {:?}\nkey_file = {:?}\n",
+            ADDRESSES[end],
+            connect.join(", "),
+            folder.join(format!("{name}.pem")),
+            folder.join(format!("{name}.key")),
+        );
+        let path = folder.join(format!("{name}.toml"));
+        std::fs::write(&path, config).unwrap();
+        let mut child = wire
+            .at(end, env!("CARGO_BIN_EXE_cgn-kvcached"))
+            .arg("--config")
+            .arg(&path)
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let quic = lines
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.strip_prefix("quic ")?.to_owned()));
+        Node { child, uds, quic: quic.unwrap() }
+    }
+
+    pub fn client(&self) -> Client {
+        let options = Options {
+            client: "test".to_owned(),
+            staging_bytes: 16 << 20,
+            timeout: Duration::from_secs(60),
+        };
+        Client::connect(&self.uds, "model/fp8/0", &options).unwrap()
+    }
+
+    pub fn put(&self, number: u32, len: usize) {
+        let bytes = bytes(number, len);
+        let block = Block { name: name(number), parent: None, bytes: &bytes, label: b"" };
+        assert_eq!(self.client().put(&[block], false).unwrap(), [Ok(())]);
+    }
+
+    pub fn stat(&self, name: &str) -> u64 {
+        let stats = self.client().stats().unwrap();
+        let lines = stats.iter().filter(|(line, _)| line.starts_with(name));
+        lines.map(|(_, value)| value).sum()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn name(number: u32) -> Name {
+    let mut name = [0x5A; 32];
+    name[..4].copy_from_slice(&number.to_le_bytes());
+    name
+}
+
+/// The bytes of test block `number`: all different from those of other numbers.
+pub fn bytes(number: u32, len: usize) -> Vec<u8> {
+    (0..len as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ number as u8).collect()
+}
+
+/// The block, if it can be had in time.
+pub fn block(client: &Client, number: u32, within: Duration) -> Option<Vec<u8>> {
+    let found = client.get(&[name(number)], Some(within)).unwrap().pop().unwrap();
+    found.lease().map(|lease| lease.to_vec())
+}
