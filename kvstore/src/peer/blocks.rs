@@ -12,6 +12,11 @@ use crate::key::Key;
 #[error("the store has no room for it or is stopping")]
 pub struct NotKept;
 
+/// Why it is not known whether a block is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store is busy or is stopping")]
+pub struct NotHad;
+
 /// The local tiers of one daemon, from the thread of the peers.
 #[expect(async_fn_in_trait, reason = "all of it stays on one thread")]
 pub trait Blocks: Clone + 'static {
@@ -21,7 +26,10 @@ pub trait Blocks: Clone + 'static {
     type Slot: AsMut<[u8]> + 'static;
 
     /// The block from RAM or disk; other peers are not asked, or two could ask each other for ever.
-    async fn held(&self, key: Key) -> Option<Self::Held>;
+    ///
+    /// # Errors
+    /// [`NotHad`].
+    async fn held(&self, key: Key) -> Result<Option<Self::Held>, NotHad>;
 
     /// Memory for a block of `head.len` bytes.
     ///

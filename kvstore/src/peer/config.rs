@@ -74,12 +74,10 @@ impl PeersConfig {
             let message = format!("{} is not in 1..={PLACES_MAX}", self.peers_max);
             return Err(("kv.peers.peers_max", message));
         }
-        let wrong = |address: &&String| !is_address(address);
-        if let Some(address) = self.connect.iter().chain(&self.advertise).find(wrong) {
-            return Err((
-                "kv.peers.connect",
-                format!("`{address}` is no address; write host:port"),
-            ));
+        let connect = self.connect.iter().map(|address| ("kv.peers.connect", address));
+        let advertise = self.advertise.iter().map(|address| ("kv.peers.advertise", address));
+        if let Some((key, address)) = connect.chain(advertise).find(|(_, text)| !is_address(text)) {
+            return Err((key, format!("`{address}` is no address; write host:port")));
         }
         match (&self.ca_file, &self.cert_file, &self.key_file) {
             (None, None, None) if self.connect.is_empty() => Ok(None),

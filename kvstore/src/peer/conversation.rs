@@ -204,7 +204,8 @@ async fn hear_all<B: Blocks>(
     let mut bucket = Bucket::new(GOSSIP_BYTES_S, Instant::now());
     loop {
         let frame = receive(&mut receiving).await?;
-        let wait = bucket.take(weight(&frame), Instant::now());
+        bucket.spend(weight(&frame));
+        let wait = bucket.wait(Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }

@@ -1,7 +1,7 @@
 //! How fast blocks leave: a bucket for all, one for each peer, one for each foreign cluster.
 //!
-//! Pure: time comes in, a wait comes out. A bucket may go into debt by one piece, so that a piece larger
-//! than the bucket still leaves, at the right rate over time.
+//! Pure: time comes in, a wait comes out. A piece leaves when its buckets are not empty, and may be more than
+//! is in them: the next one waits longer, so that the rate holds over time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 const BURST_S: f64 = 0.05;
 /// Foreign clusters with a bucket of their own; more share the last one's fate: they wait as one.
 const FOREIGN_MAX: usize = 64;
-/// Longest single wait; who is told to wait asks again.
-const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// A rate, and what of it is unused.
 #[derive(Clone, Debug)]
@@ -28,20 +26,27 @@ impl Bucket {
         Bucket { bytes_s, level_bytes: bytes_s * BURST_S, filled: now }
     }
 
-    /// Takes `bytes` out and says how long to wait before they may leave.
-    pub fn take(&mut self, bytes: u64, now: Instant) -> Duration {
+    /// How long to wait until something may leave.
+    pub fn wait(&mut self, now: Instant) -> Duration {
         if self.bytes_s <= 0.0 {
             return Duration::ZERO;
         }
         let passed_s = now.saturating_duration_since(self.filled).as_secs_f64();
         self.filled = now;
         self.level_bytes = (self.level_bytes + passed_s * self.bytes_s).min(self.bytes_s * BURST_S);
-        self.level_bytes -= bytes as f64;
         match self.level_bytes < 0.0 {
-            true => Duration::from_secs_f64(
-                (-self.level_bytes / self.bytes_s).min(WAIT_MAX.as_secs_f64()),
-            ),
+            // A nanosecond more, so that rounding does not bring the waiter back too early.
+            true => {
+                Duration::from_secs_f64(-self.level_bytes / self.bytes_s) + Duration::from_nanos(1)
+            }
             false => Duration::ZERO,
+        }
+    }
+
+    /// `bytes` leave now.
+    pub fn spend(&mut self, bytes: u64) {
+        if self.bytes_s > 0.0 {
+            self.level_bytes -= bytes as f64;
         }
     }
 }
@@ -82,27 +87,38 @@ impl Egress {
         total_bytes_s == 0 && peer_bytes_s == 0 && (foreign.is_none() || foreign_bytes_s == 0)
     }
 
-    /// Takes `bytes` that go to one peer, of the foreign cluster named if it is of one, and says how long
-    /// to wait before they may leave.
+    /// Lets `bytes` go to one peer, of the foreign cluster named if it is of one; or says how long to wait
+    /// before asking again. Who waits owes nothing, so one that gives up holds nobody back.
+    ///
+    /// # Errors
+    /// The wait.
     pub fn take(
         &mut self,
         peer: &mut Bucket,
         foreign: Option<&str>,
         bytes: u64,
         now: Instant,
-    ) -> Duration {
-        let mut wait = self.total.take(bytes, now).max(peer.take(bytes, now));
-        if let Some(cluster) = foreign {
-            let name = match self.foreign.len() < FOREIGN_MAX || self.foreign.contains_key(cluster)
-            {
-                true => cluster,
-                false => "",
-            };
-            let fresh = || Bucket::new(self.rates.foreign_bytes_s, now);
-            let bucket = self.foreign.entry(name.to_owned()).or_insert_with(fresh);
-            wait = wait.max(bucket.take(bytes, now));
+    ) -> Result<(), Duration> {
+        let mut none = Bucket::new(0, now);
+        let Egress { rates, total, foreign: clusters } = self;
+        let cluster = match foreign {
+            None => &mut none,
+            Some(cluster) => {
+                let is_own = clusters.len() < FOREIGN_MAX || clusters.contains_key(cluster);
+                let name = if is_own { cluster } else { "" };
+                let fresh = || Bucket::new(rates.foreign_bytes_s, now);
+                clusters.entry(name.to_owned()).or_insert_with(fresh)
+            }
+        };
+        let buckets = [total, peer, cluster];
+        let wait = buckets.into_iter().map(|bucket| (bucket.wait(now), bucket));
+        let buckets: Vec<(Duration, &mut Bucket)> = wait.collect();
+        let wait = buckets.iter().map(|(wait, _)| *wait).max().unwrap_or_default();
+        if !wait.is_zero() {
+            return Err(wait);
         }
-        wait
+        buckets.into_iter().for_each(|(_, bucket)| bucket.spend(bytes));
+        Ok(())
     }
 }
 
@@ -123,12 +139,12 @@ mod tests {
             let mut now = start;
             let mut sent = 0;
             for piece in pieces {
-                let wait = bucket.take(piece, now);
-                prop_assume!(wait < WAIT_MAX);
-                now += wait;
-                sent += piece;
+                now += bucket.wait(now);
+                prop_assert_eq!(bucket.wait(now), Duration::ZERO);
                 let allowed = (now - start).as_secs_f64() * rate as f64 + rate as f64 * BURST_S;
                 prop_assert!(sent as f64 <= allowed + 1.0, "{sent} of {allowed}");
+                bucket.spend(piece);
+                sent += piece;
             }
         }
     }
@@ -140,11 +156,14 @@ mod tests {
         let mut egress = Egress::new(rates, now);
         let mut peer = egress.peer_bucket(now);
         assert!(egress.is_unlimited(None) && !egress.is_unlimited(Some("east")));
-        assert_eq!(egress.take(&mut peer, None, 1 << 30, now), Duration::ZERO);
-        assert!(egress.take(&mut peer, Some("east"), 1050, now) > Duration::from_millis(900));
-        assert_eq!(egress.take(&mut peer, Some("west"), 50, now), Duration::ZERO);
+        assert_eq!(egress.take(&mut peer, None, 1 << 30, now), Ok(()));
+        assert_eq!(egress.take(&mut peer, Some("east"), 1050, now), Ok(()));
+        let wait = egress.take(&mut peer, Some("east"), 1, now).unwrap_err();
+        assert!(wait > Duration::from_millis(900) && wait < Duration::from_millis(1100));
+        assert_eq!(egress.take(&mut peer, Some("west"), 50, now), Ok(()));
+        assert_eq!(egress.take(&mut peer, Some("east"), 1, now + wait), Ok(()));
         for number in 0..200 {
-            egress.take(&mut peer, Some(&format!("c{number}")), 1, now);
+            let _ = egress.take(&mut peer, Some(&format!("c{number}")), 1, now);
         }
         assert!(egress.foreign.len() <= FOREIGN_MAX + 1);
     }

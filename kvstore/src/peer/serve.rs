@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::blocks::{Blocks, Held};
+use super::blocks::{Blocks, Held, NotHad};
 use super::limits::{Bucket, Egress};
 use super::link::{Receiving, Sending};
 use super::wire::{self, Request, Status, WireError};
@@ -96,7 +96,10 @@ async fn answer_all<B: Blocks>(
     for key in keys {
         let load = allowance.answering.get();
         let held = match Instant::now() < deadline {
-            true => blocks.held(*key).await.ok_or(Status::Missing),
+            true => match blocks.held(*key).await {
+                Ok(held) => held.ok_or(Status::Missing),
+                Err(NotHad) => Err(Status::Busy),
+            },
             false => Err(Status::Late),
         };
         match held {
@@ -132,12 +135,15 @@ async fn send(
     }
     while !bytes.is_empty() {
         let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
-        let wait = {
-            let mut bucket = allowance.bucket.borrow_mut();
-            egress.borrow_mut().take(&mut bucket, foreign, piece.len() as u64, Instant::now())
-        };
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        loop {
+            let taken = {
+                let mut bucket = allowance.bucket.borrow_mut();
+                egress.borrow_mut().take(&mut bucket, foreign, piece.len() as u64, Instant::now())
+            };
+            match taken {
+                Ok(()) => break,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
         }
         write(sending, piece).await?;
     }

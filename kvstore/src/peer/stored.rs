@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::blocks::{Blocks, Held, NotKept};
+use super::blocks::{Blocks, Held, NotHad, NotKept};
 use super::wire::BlockHead;
 use crate::arena::Slot;
 use crate::block::Lease;
@@ -48,8 +48,8 @@ impl Blocks for Store {
     type Held = Lease;
     type Slot = PeerSlot;
 
-    async fn held(&self, key: Key) -> Option<Lease> {
-        self.get_here(key).await.ok().flatten()
+    async fn held(&self, key: Key) -> Result<Option<Lease>, NotHad> {
+        self.get_here(key).await.map_err(|_| NotHad)
     }
 
     async fn reserve(&self, key: Key, head: &BlockHead) -> Result<PeerSlot, NotKept> {

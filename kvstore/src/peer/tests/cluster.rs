@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 
 use crate::key::{Key, Name, NamespaceId};
-use crate::peer::blocks::{Blocks, Held, NotKept};
+use crate::peer::blocks::{Blocks, Held, NotHad, NotKept};
 use crate::peer::config::PeersConfig;
 use crate::peer::stats::PeerStats;
 use crate::peer::tls::Files;
@@ -128,12 +128,12 @@ impl Blocks for Plain {
     type Held = Kept;
     type Slot = Vec<u8>;
 
-    async fn held(&self, key: Key) -> Option<Kept> {
+    async fn held(&self, key: Key) -> Result<Option<Kept>, NotHad> {
         let wait = self.rules.lock().unwrap().1;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        self.blocks.lock().unwrap().get(&key).cloned()
+        Ok(self.blocks.lock().unwrap().get(&key).cloned())
     }
 
     async fn reserve(&self, _key: Key, head: &BlockHead) -> Result<Vec<u8>, NotKept> {
