@@ -108,6 +108,18 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_defaults_are_those_of_the_code() {
+        let page = include_str!("../../../docs/CONFIGURATION.md");
+        let section =
+            page.split("[kv.resp]\n").nth(1).unwrap().split("# [kv.resp.tls]").next().unwrap();
+        let path = std::path::Path::new("docs/CONFIGURATION.md");
+        let documented: RespConfig = dataplane::config::parse(path, section).unwrap();
+        assert_eq!(documented, RespConfig::default());
+        let keys = section.lines().filter(|line| line.contains(" = "));
+        assert_eq!(keys.count(), 6, "each key stands there, those without a default as comments");
+    }
+
+    #[test]
     fn a_limit_of_nothing_is_refused() {
         let config = RespConfig { stall_s: 0, ..RespConfig::default() };
         let listen = "127.0.0.1:0".parse().unwrap();

@@ -14,7 +14,7 @@ fn values_of_every_size_come_back() {
     {
         let value = value(number, len);
         client.set("a", &value);
-        client.ask(&format!("STRLEN a"), format!(":{len}\r\n"));
+        client.ask("STRLEN a", format!(":{len}\r\n"));
         client.ask("GET a", "");
         client.expect_bulk(&value);
     }
