@@ -30,6 +30,7 @@ const MARKS: &str = "marks";
 const FORMAT: u8 = 1;
 const KEY_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 120;
+const MARK_BYTES: usize = 20;
 
 /// What the index knows of a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Mark {
     pub sequence: u64,
     /// The first page that is not.
     pub to: u32,
+    /// No record up to there has a higher version, a tombstone neither.
+    pub version: u64,
 }
 
 /// A change to the index.
@@ -69,6 +72,8 @@ pub enum Change {
         sequence: u64,
         /// The first page that is not in the index.
         to: u32,
+        /// No record up to there has a higher version.
+        version: u64,
     },
     /// A block is there.
     Put {
@@ -187,10 +192,11 @@ impl Index {
                         ahead.insert(key, None);
                     }
                 }
-                Change::Mark { segment, sequence, to } => {
-                    let mut value = [0; 12];
+                Change::Mark { segment, sequence, to, version } => {
+                    let mut value = [0; MARK_BYTES];
                     value[..8].copy_from_slice(&sequence.to_le_bytes());
-                    value[8..].copy_from_slice(&to.to_le_bytes());
+                    value[8..16].copy_from_slice(&version.to_le_bytes());
+                    value[16..].copy_from_slice(&to.to_le_bytes());
                     batch.put_cf(marks, segment_bytes(segment), value);
                 }
                 Change::Put { key, entry, is_copy } => {
@@ -307,7 +313,8 @@ fn parse_mark(key: &[u8], value: &[u8]) -> Option<Mark> {
             number: u32::from_be_bytes(number.try_into().ok()?),
         },
         sequence: u64::from_le_bytes(value.get(..8)?.try_into().ok()?),
-        to: u32::from_le_bytes(value.get(8..)?.try_into().ok()?),
+        version: u64::from_le_bytes(value.get(8..16)?.try_into().ok()?),
+        to: u32::from_le_bytes(value.get(16..)?.try_into().ok()?),
     })
 }
 
@@ -401,7 +408,7 @@ mod tests {
         assert!(sender.send(put(1, &first, false)));
         assert!(sender.send(put(2, &first, false)));
         assert!(sender.send(put(2, &second, false)));
-        assert!(sender.send(Change::Mark { segment, sequence: 7, to: 9 }));
+        assert!(sender.send(Change::Mark { segment, sequence: 7, to: 9, version: 2 }));
         // Neither the end of a place that was left nor a late copy undoes what stands.
         assert!(sender.send(Change::Delete { key: key(2), place: first.place }));
         assert!(sender.send(put(2, &entry(3, 1), true)));
@@ -411,7 +418,7 @@ mod tests {
         thread.join();
         let (_, loaded) = Index::load(folder.path()).unwrap();
         assert_eq!(loaded.entries, [(key(1), first), (key(2), second)]);
-        assert_eq!(loaded.marks, [Mark { segment, sequence: 7, to: 9 }]);
+        assert_eq!(loaded.marks, [Mark { segment, sequence: 7, to: 9, version: 2 }]);
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl Ledger {
         self.next_version.fetch_add(1, Relaxed)
     }
 
+    /// The highest version given.
+    pub fn version_max(&self) -> u64 {
+        self.next_version.load(Relaxed).saturating_sub(1)
+    }
+
     /// A free segment of a device that is `usable`, and the number of its new use; devices take turns.
     pub fn take_free(&self, usable: impl Fn(u16) -> bool) -> Option<(Segment, u64)> {
         let mut order = lock(&self.order);

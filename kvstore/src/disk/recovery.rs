@@ -116,7 +116,9 @@ pub async fn recover<D: Device>(
         ledger.restore_segment(segment, sequence);
     }
     let mut changes = Vec::new();
-    let mut merge = Merge::default();
+    // Tombstones before the marks are not read: a later value must have a higher version all the same.
+    let version_max = loaded.marks.iter().map(|mark| mark.version).max().unwrap_or_default();
+    let mut merge = Merge { version_max, ..Merge::default() };
     for (key, entry) in loaded.entries {
         if fits(&entry.place, layouts)
             && used.get(&entry.place.sequence) == Some(&entry.place.segment)
@@ -190,7 +192,8 @@ async fn scan_some<D: Device>(
                 Scanned { device: &devices[device], layout: &layouts[device], place, record };
             found.merge(merge, changes, report).await;
         }
-        changes.push(Change::Mark { segment, sequence, to: MARK_COMPLETE });
+        let version = merge.version_max;
+        changes.push(Change::Mark { segment, sequence, to: MARK_COMPLETE, version });
     }
 }
 

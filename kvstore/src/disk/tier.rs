@@ -120,7 +120,8 @@ impl Tier {
 
     /// All records of the segment up to page `to` are in the index.
     pub fn mark(&self, segment: Segment, sequence: u64, to: u32) -> bool {
-        self.tell(Change::Mark { segment, sequence, to })
+        let version = self.ledger.version_max();
+        self.tell(Change::Mark { segment, sequence, to, version })
     }
 
     fn tell(&self, change: Change) -> bool {

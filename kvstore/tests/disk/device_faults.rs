@@ -307,3 +307,21 @@ fn a_disk_of_somebody_else_is_not_touched_and_a_damaged_one_is_emptied() {
     assert_eq!((shelf.report.segments, right(&shelf, 5)), (0, 0));
     shelf.stop();
 }
+
+#[test]
+fn what_follows_a_tombstone_over_a_restart_outlives_the_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = [device(8, 16)];
+    let shelf = filled(&devices, folder.path(), 3);
+    for _ in 0..5 {
+        block_on(shelf.put(key(1), &value(2))).unwrap();
+        block_on(shelf.remove(key(1))).unwrap();
+    }
+    shelf.stop();
+    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    block_on(shelf.put(key(1), &value(2))).unwrap();
+    shelf.stop();
+    let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+    assert_eq!(right(&shelf, 3), 3);
+    shelf.stop();
+}
