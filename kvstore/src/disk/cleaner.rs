@@ -49,6 +49,7 @@ pub fn plan(mut live: Vec<Live>, segment_bytes: u64) -> VecDeque<Live> {
 
 struct Cleaning {
     segment: Segment,
+    sequence: u64,
     to_move: VecDeque<Live>,
 }
 
@@ -79,7 +80,7 @@ impl<D: Device> Cleaner<D> {
         writer: &Writer<D>,
         movable: impl Fn(&Key) -> bool,
     ) -> Result<Step, DiskError> {
-        if self.cleaning.borrow().is_none() && !self.begin() {
+        if self.cleaning.borrow().is_none() && !self.begin(&movable) {
             return Ok(Step::Idle);
         }
         let next = self.cleaning.borrow_mut().as_mut().and_then(|it| it.to_move.pop_front());
@@ -93,7 +94,10 @@ impl<D: Device> Cleaner<D> {
             Some(_) => {}
             None => {
                 let done = self.cleaning.borrow_mut().take();
-                if let Some(done) = done {
+                // A writer that found no room may have given it up by now.
+                if let Some(done) = done
+                    && self.shelf.tier.ledger.take_if_oldest(done.sequence)
+                {
                     self.shelf.empty(done.segment);
                 }
             }
@@ -112,16 +116,22 @@ impl<D: Device> Cleaner<D> {
         }
     }
 
-    fn begin(&self) -> bool {
+    /// Begins with the oldest segment, which stays in the order: none is used again before it. It is
+    /// cleaned by the shard that its first block belongs to, which as a rule wrote it.
+    fn begin(&self, movable: impl Fn(&Key) -> bool) -> bool {
         let (ledger, tier) = (&self.shelf.tier.ledger, &self.shelf.tier);
         if ledger.free_segments(|device| tier.is_usable(device)) >= self.free_min {
             return false;
         }
-        let Some(segment) = ledger.take_oldest() else { return false };
+        let Some((segment, sequence)) = ledger.oldest() else { return false };
+        let live = ledger.live(segment);
+        if live.first().is_some_and(|first| !movable(&first.key)) {
+            return false;
+        }
         let layout = self.shelf.tier.layouts.get(usize::from(segment.device));
         let segment_bytes = layout.map_or(0, |layout| layout.segment_bytes);
-        let to_move = plan(ledger.live(segment), segment_bytes);
-        *self.cleaning.borrow_mut() = Some(Cleaning { segment, to_move });
+        let to_move = plan(live, segment_bytes);
+        *self.cleaning.borrow_mut() = Some(Cleaning { segment, sequence, to_move });
         true
     }
 
@@ -137,11 +147,13 @@ impl<D: Device> Cleaner<D> {
         let intent = Intent::Copy { about, from: place };
         let to = writer.append(key, place.version, intent, Some(value)).await?;
         count(&tier.counters.moved, 1);
-        // It may have been forgotten on the way; then the copy is, too.
         if tier.ledger.is_live(&to) {
             (self.shelf.events)(Event::Moved { key, from: place, to });
+            return Ok(());
         }
-        Ok(())
+        // It was forgotten on the way, or its segment given up: the copy is not to be found again.
+        let intent = Intent::Tombstone { of: to };
+        writer.append(key, to.version, intent, None).await.map(|_| ())
     }
 }
 
@@ -161,15 +173,6 @@ impl Drop for Moving<'_> {
     fn drop(&mut self) {
         self.moving.set(None);
         self.moved.ring();
-    }
-}
-
-impl<D> Drop for Cleaner<D> {
-    fn drop(&mut self) {
-        // A segment half cleaned is as good as before.
-        if let Some(cleaning) = self.cleaning.get_mut().take() {
-            self.shelf.tier.ledger.reseal(cleaning.segment);
-        }
     }
 }
 

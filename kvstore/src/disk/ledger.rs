@@ -187,11 +187,19 @@ impl Ledger {
         Some(lock(&self.order).sealed.pop_first()?.1)
     }
 
-    /// A segment taken by [`Ledger::take_oldest`] goes back where it was.
-    pub fn reseal(&self, segment: Segment) {
-        if let Some(sequence) = self.rows(segment).map(|rows| rows.sequence) {
-            self.seal(segment, sequence);
+    /// The oldest complete segment and its sequence. It stays in the order.
+    pub fn oldest(&self) -> Option<(Segment, u64)> {
+        lock(&self.order).sealed.first_key_value().map(|(&sequence, &segment)| (segment, sequence))
+    }
+
+    /// Takes this use of a segment out of the order, if it is still the oldest.
+    pub fn take_if_oldest(&self, sequence: u64) -> bool {
+        let mut order = lock(&self.order);
+        let is_oldest = order.sealed.first_key_value().is_some_and(|(&first, _)| first == sequence);
+        if is_oldest {
+            order.sealed.pop_first();
         }
+        is_oldest
     }
 
     /// A record is durable.
