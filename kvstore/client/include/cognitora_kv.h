@@ -134,6 +134,9 @@ int64_t cgn_kv_remove(const cgn_kv *kv, const uint8_t *names, size_t count, int3
 /* Brings blocks into memory within deadline_ms. Returns how many are there or on their way. */
 int64_t cgn_kv_prefetch(const cgn_kv *kv, const uint8_t *names, size_t count, uint32_t deadline_ms);
 
+/* Forgets all blocks of the namespace. Returns how many. For the daemon's own user or root. */
+int64_t cgn_kv_clear(const cgn_kv *kv);
+
 /* The daemon's counters as text, a name and a number on each line, cut to room bytes with its final 0.
  * Returns the length of the whole text. */
 int64_t cgn_kv_stats(const cgn_kv *kv, char *out, size_t room);

@@ -18,6 +18,11 @@ import os
 import weakref
 
 NAME_BYTES = 32
+# What `copy_out` says of a block, if it is no failure.
+MISSING, COPIED, OTHER_LENGTH = 0, 1, 2
+# Blocks that `copy_out` leases at once: enough that a request costs nothing beside the copies, and few
+# enough that little of the daemon's memory is held while they run.
+_LEASED_MAX = 64
 _TIERS = {1: "ram", 2: "disk"}
 
 
@@ -84,6 +89,7 @@ def _load():
         ("pin", i64, [pointer, text, size, i32, ctypes.POINTER(i32)]),
         ("remove", i64, [pointer, text, size, ctypes.POINTER(i32)]),
         ("prefetch", i64, [pointer, text, size, u32]),
+        ("clear", i64, [pointer]),
         ("stats", i64, [pointer, pointer, size]),
         ("error", text, []),
     ]:
@@ -229,6 +235,43 @@ class Client:
         if result.value < 0:
             raise Error(result.value, "the block was not stored")
 
+    def copy_in(self, blocks, *, durable=False):
+        """Stores blocks from memory: (name, address, length in bytes, label) of each. 1 or a failure's code
+        for each. The memory must be there, and must not change, until this returns."""
+        handle, results = self._handle, (ctypes.c_int32 * len(blocks))()
+        new, kept = (_New * len(blocks))(), []
+        for at, (name, address, length, label) in enumerate(blocks):
+            new[at], held = self._new(name, None, label)
+            new[at].bytes, new[at].len = address, length
+            kept.append(held)
+        # A copy outside Python's lock, into staging memory, in as many turns as that needs.
+        _checked(_library().cgn_kv_put(self._kv, new, len(blocks), int(durable), results))
+        del kept, handle
+        return list(results)
+
+    def copy_out(self, names, places, *, deadline_ms=0):
+        """Copies blocks to memory: (address, length in bytes) for each name. For each: COPIED, MISSING,
+        OTHER_LENGTH when the block is not as long as its place, which is then left alone, or a failure's
+        code."""
+        handle, results = self._handle, []
+        for start in range(0, len(names), _LEASED_MAX):
+            joined, count = _joined(names[start : start + _LEASED_MAX])
+            blocks = (_Block * count)()
+            _checked(_library().cgn_kv_get(self._kv, joined, count, deadline_ms, blocks))
+            leases = [block.lease for block in blocks if block.status == 1]
+            for block, (address, length) in zip(blocks, places[start : start + _LEASED_MAX]):
+                if block.status != 1:
+                    results.append(block.status)
+                elif block.len != length:
+                    results.append(OTHER_LENGTH)
+                else:
+                    ctypes.memmove(address, block.bytes, length)
+                    results.append(COPIED)
+            released = (ctypes.c_uint64 * len(leases))(*leases)
+            _checked(_library().cgn_kv_release(self._kv, released, len(leases)))
+        del handle
+        return results
+
     @staticmethod
     def _new(name, parent, label):
         kept = [_joined([name])[0], _joined([parent])[0] if parent is not None else None, bytes(label)]
@@ -251,6 +294,10 @@ class Client:
         """Brings blocks into memory; how many are there or on their way."""
         joined, count = _joined(names)
         return _checked(_library().cgn_kv_prefetch(self._kv, joined, count, deadline_ms))
+
+    def clear(self):
+        """Forgets all blocks of the namespace; how many there were. For the daemon's own user or root."""
+        return _checked(_library().cgn_kv_clear(self._kv))
 
     def stats(self):
         """The daemon's counters."""

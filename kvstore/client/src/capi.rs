@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dataplane::kv::{BATCH_MAX, Fault, Got, Name};
+use dataplane::kv::{BATCH_MAX, Fault, Got, LIST_MAX, Name};
 
 use crate::client::{Client, Options};
 use crate::error::Error;
@@ -409,6 +409,26 @@ pub unsafe extern "C" fn cgn_kv_prefetch(
         let (kv, names) = unsafe { (handle(kv)?, names(all, count)?) };
         let deadline = Duration::from_millis(u64::from(deadline_ms));
         Ok(i64::try_from(kv.client.prefetch(names, deadline)?).unwrap_or(i64::MAX))
+    })
+}
+
+/// # Safety
+/// As the header says of `cgn_kv_clear`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cgn_kv_clear(kv: *const Handle) -> i64 {
+    call(|| {
+        // SAFETY: the header asks for a live handle.
+        let kv = unsafe { handle(kv) }?;
+        let (mut forgotten, mut cursor) = (0, 0);
+        loop {
+            let (_, dropped, next) = kv.client.evict(false, cursor, LIST_MAX as u32)?;
+            forgotten += dropped;
+            // A cursor goes one way, so what is put meanwhile does not keep this from its end.
+            if next <= cursor {
+                return Ok(i64::try_from(forgotten).unwrap_or(i64::MAX));
+            }
+            cursor = next;
+        }
     })
 }
 

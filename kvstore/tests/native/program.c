@@ -87,6 +87,8 @@ int main(int argc, char **argv) {
 
     CHECK(cgn_kv_remove(kv, names[1], 2, results) == 1 && results[0] == 1 && results[1] == 0);
     CHECK(cgn_kv_lookup(kv, names[0], BLOCKS, NULL) == 1);
+    CHECK(cgn_kv_clear(kv) == 1 && cgn_kv_clear(kv) == 0);
+    CHECK(cgn_kv_lookup(kv, names[0], BLOCKS, NULL) == 0);
     cgn_kv_close(kv);
     free(bytes);
     return 0;

@@ -1,9 +1,10 @@
 """Uses every call of cognitora_kv.py against the daemon whose socket is named."""
 
 import array
+import ctypes
 import sys
 
-from cognitora_kv import Client, Error
+from cognitora_kv import COPIED, MISSING, OTHER_LENGTH, Client, Error
 
 
 def name(number):
@@ -54,12 +55,24 @@ def main(path):
         assert kv.prefetch([name(1), name(2), name(3)], 60_000) == 2
         assert kv.stats()['cgn_kvcached_connections{door="native"}'] == 1
         assert kv.remove([name(2), name(3)]) == 1
+
+        memory = bytearray(data) + bytearray(len(data))
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        stored = [(name(5), start, len(data), b"label"), (name(6), start, 100, b"")]
+        assert kv.copy_in(stored) == [1, 1]
+        places = [(start + len(data), len(data)), (start, 1), (start, 99), (start, 1)]
+        found = kv.copy_out([name(5), name(7), name(6), name(8)], places)
+        assert found == [COPIED, MISSING, OTHER_LENGTH, MISSING]
+        assert memory == data + data
+        # More than is leased at once.
+        assert kv.copy_out([name(5)] * 200, [(start, len(data))] * 200) == [COPIED] * 200
         try:
             kv.get(b"short")
         except ValueError:
             pass
         else:
             raise AssertionError("a short name was taken")
+        assert kv.clear() == 3 and kv.lookup([name(1)]) == []
     # The client is closed; what is still looked at is still there.
     assert part == bytes(range(256))
     assert two.view[0] == 1
