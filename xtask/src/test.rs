@@ -162,7 +162,9 @@ fn cargo_test(cache: &Cache) -> Result<Tally, Failure> {
 fn vllm_test(cache: &Cache) -> Result<Tally, Failure> {
     let vllm = vllm::ensure(cache)?;
     let mut command = cache.cargo();
-    command.args(["test", "--release", "--locked", "--workspace", "--test", "vllm", "--"]);
+    command.args(["test", "--release", "--locked", "--workspace"]);
+    // The engine under an agent, and its KV cache through the KV daemon.
+    command.args(["--test", "vllm", "--test", "plugins", "--"]);
     command.args(["--ignored", "--nocapture", "--test-threads=1"]);
     command.env("CGN_VLLM", &vllm.program).env("CGN_VLLM_MODEL", &vllm.model);
     count(&mut command, tally::cargo_line)

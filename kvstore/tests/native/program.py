@@ -72,6 +72,7 @@ def main(path):
             pass
         else:
             raise AssertionError("a short name was taken")
+        kv.remove([name(4)])
         assert kv.clear() == 3 and kv.lookup([name(1)]) == []
     # The client is closed; what is still looked at is still there.
     assert part == bytes(range(256))
