@@ -30,8 +30,8 @@ logger = logging.getLogger("cognitora.sglang")
 
 # Transfers whose sizes and paces are kept until SGLang asks; it asks every few seconds.
 KEPT_MAX = 1024
-# Of these a page is one piece of memory, or one for K and one for V.
-LAYOUTS = ("page_first", "page_first_direct", "page_head")
+# Of this one a page is as many pieces of memory as there are layers.
+SCATTERED_LAYOUT = "layer_first"
 
 
 class CognitoraHiCache(HiCacheStorage):
@@ -64,7 +64,7 @@ class CognitoraHiCache(HiCacheStorage):
 
     def register_mem_pool_host(self, mem_pool_host):
         layout = getattr(mem_pool_host, "layout", None)
-        if self._is_v1 and layout not in LAYOUTS:
+        if self._is_v1 and layout == SCATTERED_LAYOUT:
             raise ValueError(
                 f"host pool of layout {layout}: start SGLang with --hicache-mem-layout page_first, or leave "
                 "interface_v1 out of the extra config"

@@ -194,7 +194,7 @@ class CognitoraTier(SecondaryTierManager):
         self.link = Link(socket, namespace, staging_bytes=staging_bytes, timeout_ms=timeout_ms, client="vllm")
         # Written by the thread, read by the scheduler's; an append and a pop are atomic.
         self.finished, self.answers = deque(), deque()
-        self._load_keys, self._said = {}, set()
+        self._job_keys, self._said = {}, set()
         self._known, self._asked_by, self._to_ask, self._touched = {}, {}, [], {}
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._worker = Worker("cognitora-vllm", JOBS_MAX)
@@ -262,23 +262,23 @@ class CognitoraTier(SecondaryTierManager):
             self._touched[key] = None
 
     def submit_store(self, job_metadata):
+        self._job_keys[job_metadata.job_id] = list(job_metadata.keys)
         self._worker.submit(_Store(self, job_metadata), is_urgent=False)
 
     def submit_load(self, job_metadata):
-        self._load_keys[job_metadata.job_id] = list(job_metadata.keys)
+        self._job_keys[job_metadata.job_id] = list(job_metadata.keys)
         self._worker.submit(_Load(self, job_metadata), is_urgent=True)
 
     def get_finished_jobs(self):
         results = []
         while self.finished:
             result = self.finished.popleft()
-            keys = self._load_keys.pop(result.job_id, ())
-            if not result.success:
-                good = set(result.successful_keys or ())
-                # Or the request would find the same blocks again and fail to load them, for ever.
-                for known in (self._known.get(key) for key in keys if key not in good):
-                    if known is not None:
-                        known[0] = False
+            good = set(result.successful_keys or ())
+            for key in self._job_keys.pop(result.job_id, ()):
+                # Without this a request would find a block again that it failed to load, for ever, and would not
+                # find one that was stored after it asked.
+                if (known := self._known.get(key)) is not None:
+                    known[0] = result.success or key in good
             results.append(result)
         return results
 

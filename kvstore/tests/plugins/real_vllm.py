@@ -1,6 +1,7 @@
 """vLLM's own tiering manager, factory and shared memory over the plug-in and a real daemon. What is left out is the
 worker that copies between a GPU and the CPU tier: there is none here, so this writes and reads the CPU tier itself."""
 
+import itertools
 import os
 import uuid
 
@@ -68,7 +69,7 @@ class Engine:
         self.manager.on_new_request(request)
         output = self.manager.prepare_store([key(number) for number in numbers], request)
         for number, chunk in zip(numbers, output.store_spec.block_ids):
-            self.chunk(chunk)[:] = bytes([number]) * self.view.strides[0]
+            self.chunk(chunk)[:] = bytes([number % 256]) * self.view.strides[0]
         self.manager.complete_store(output.keys_to_store, request)
         self.manager.on_request_finished(request)
         self.step()
@@ -91,7 +92,7 @@ class Engine:
         contents = [bytes(self.chunk(chunk)) for chunk in spec.block_ids]
         self.manager.complete_load([key(number) for number in hits], request)
         self.manager.on_request_finished(request)
-        assert contents == [bytes([number]) * self.view.strides[0] for number in hits]
+        assert contents == [bytes([number % 256]) * self.view.strides[0] for number in hits]
         return hits
 
 
@@ -109,11 +110,16 @@ def main():
     assert one.found([30]) == [30]
     daemon.start()
     # What was not stored while the daemon was gone is stored no more; what comes after is.
-    number = iter(range(31, 256))
-    while not other.found([at := next(number)]):
-        one.store([at])
+    numbers = itertools.count(100)
+
+    def is_shared():
+        one.store([at := next(numbers)])
+        return other.found([at])
+
+    stored = until(is_shared)
+    # What the CPU tier forgets, the daemon still has.
     one.manager.reset_cache()
-    assert one.found([at]) == [at]
+    assert one.found(stored) == stored
     for engine in (one, other):
         path = engine.manager.primary_tier._mmap_region.mmap_path
         engine.view = None

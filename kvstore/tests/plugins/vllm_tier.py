@@ -141,6 +141,20 @@ class TierTest(unittest.TestCase):
         self.assertEqual(found, [HIT, MISS, HIT])
         self.assertEqual(engine.tier.get_stats().reduce()[MISSING_CHUNKS], 1)
 
+    def test_a_block_stored_after_a_request_asked_is_found_by_the_next(self):
+        self.daemon.start()
+        engine = self.engine()
+        context = ReqContext("long request")
+        engine.tier.lookup(key(1), context)
+
+        def is_missing():
+            engine.tier.on_schedule_end(None)
+            return engine.tier.lookup(key(1), context) is MISS
+
+        until(is_missing)
+        engine.store([1])
+        self.assertEqual(engine.tier.lookup(key(1), ReqContext("next")), HIT)
+
     def test_without_a_daemon_everything_is_a_miss_until_it_is_back(self):
         engine = self.engine()
         self.assertEqual(engine.lookup([1, 2]), [MISS, MISS])
