@@ -11,7 +11,7 @@ mod room;
 mod spill;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -94,6 +94,9 @@ pub struct Shard {
     loading: RefCell<HashMap<Key, Rc<Load>>>,
     /// Blocks on their way to disk because they leave RAM.
     spills: Cell<usize>,
+    /// Keys that are being written to disk, and the signal that one is not any more.
+    turns: RefCell<HashSet<Key>>,
+    turn_over: Signal,
     /// Taken out at the end: tasks that wait for ever keep the shard itself.
     disk: RefCell<Option<Rc<Disk>>>,
     /// The shard that was asked last to let a block go.
@@ -114,6 +117,8 @@ impl Shard {
             wanted: Signal::default(),
             loading: RefCell::default(),
             spills: Cell::new(0),
+            turns: RefCell::default(),
+            turn_over: Signal::default(),
             disk: RefCell::new(disk),
             asked: Cell::new(number),
             is_draining: Cell::new(false),

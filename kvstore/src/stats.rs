@@ -2,6 +2,8 @@
 //!
 //! Names follow `cgn_kvcached_<noun>_<unit>[_total]`, base units.
 
+mod disk;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
@@ -9,6 +11,7 @@ use prometheus::{
 };
 
 use crate::disk::tier::Tier;
+use disk::DiskMetrics;
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub struct Stats {
     /// Bytes of RAM that may be resident.
     pub budget_bytes: IntGauge,
     disk: Mutex<Option<Arc<Tier>>>,
+    disk_metrics: DiskMetrics,
 }
 
 fn named(name: &str, help: &str) -> Opts {
@@ -95,6 +99,7 @@ impl Stats {
             )?,
             budget_bytes,
             disk: Mutex::default(),
+            disk_metrics: DiskMetrics::new(&registry)?,
             registry,
         })
     }
@@ -157,6 +162,9 @@ impl Stats {
 
     /// All of it in Prometheus' text format.
     pub fn exposition(&self) -> Vec<u8> {
+        if let Some(tier) = &*self.disk.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.disk_metrics.read(tier);
+        }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics could not be written");

@@ -70,10 +70,4 @@ impl Shard {
         });
         Ok(old_place.flatten())
     }
-
-    async fn erase(&self, key: Key, place: Place) -> Result<(), StoreError> {
-        let Some(disk) = self.disk() else { return Ok(()) };
-        let task = glommio::spawn_local(async move { disk.remove(key, &place).await });
-        task.await.map_err(|error| StoreError::Disk(error.to_string()))
-    }
 }

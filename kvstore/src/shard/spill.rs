@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{Place, Shard, State};
 use crate::block::Lease;
-use crate::disk::Event;
+use crate::disk::{DiskError, Event};
 use crate::index::Entry;
 use crate::key::Key;
 use crate::namespace::WritePolicy;
@@ -17,6 +17,19 @@ use crate::store::StoreError;
 /// Blocks on their way to disk at once because they leave RAM: enough to keep a device busy, few
 /// enough that a write which waits for room does not wait long.
 pub(super) const SPILLS_MAX: usize = 32;
+
+/// The right to write one key to disk, given back when it is dropped.
+struct Turn {
+    shard: Rc<Shard>,
+    key: Key,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.shard.turns.borrow_mut().remove(&self.key);
+        self.shard.turn_over.ring();
+    }
+}
 
 impl Shard {
     /// Writes the block to disk and returns when it is durable.
@@ -28,35 +41,57 @@ impl Shard {
         let shard = self.clone();
         // A task of its own: a client that hangs up must not leave half a record.
         let task = glommio::spawn_local(async move {
-            let written = disk.write(block.clone()).await;
-            if let Ok(place) = &written {
-                shard.reached_disk(&block, *place);
+            let key = block.key();
+            let _turn = shard.turn(key).await;
+            let place = disk.write(block.clone()).await?;
+            if !shard.reached_disk(&block, place) {
+                // Removed or replaced meanwhile: what was written must not come back after a crash.
+                disk.remove(key, &place).await?;
             }
-            written
+            Ok::<_, DiskError>(())
         });
-        task.await.map(drop).map_err(|error| StoreError::Disk(error.to_string()))
+        task.await.map_err(|error| StoreError::Disk(error.to_string()))
     }
 
-    /// Notes where the block lies on disk, if it is still the one that its key means.
-    fn reached_disk(&self, block: &Lease, place: Place) {
+    /// Notes on disk that the block at `place` is gone, and returns when that is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Disk`].
+    pub(super) async fn erase(self: &Rc<Self>, key: Key, place: Place) -> Result<(), StoreError> {
+        let Some(disk) = self.disk() else { return Ok(()) };
+        let shard = self.clone();
+        let task = glommio::spawn_local(async move {
+            let _turn = shard.turn(key).await;
+            disk.remove(key, &place).await
+        });
+        task.await.map_err(|error| StoreError::Disk(error.to_string()))
+    }
+
+    /// Waits until nobody else writes this key to disk. One at a time, or a tombstone meant for an old
+    /// value could come behind a new one and take it along.
+    async fn turn(self: &Rc<Self>, key: Key) -> Turn {
+        loop {
+            let rings = self.turn_over.rings();
+            if self.turns.borrow_mut().insert(key) {
+                return Turn { shard: self.clone(), key };
+            }
+            self.turn_over.rung_since(rings).await;
+        }
+    }
+
+    /// Notes where the block lies on disk. False if it is not the one any more that its key means.
+    fn reached_disk(&self, block: &Lease, place: Place) -> bool {
         let state = &mut *self.state.borrow_mut();
-        let id = state.index.id(&block.key());
         let is_same = |entry: &Entry<Place>| {
             entry.ram.as_ref().is_some_and(|ram| ram.offset() == block.offset())
         };
-        match id.filter(|&id| state.index.get(id).is_some_and(is_same)) {
-            Some(id) => {
-                let old = self.alter(state, id, |entry| entry.disk.replace(place)).flatten();
-                if let (Some(old), Some(disk)) = (old, self.disk()) {
-                    disk.forget(block.key(), &old);
-                }
-            }
-            None => {
-                if let Some(disk) = self.disk() {
-                    disk.forget(block.key(), &place);
-                }
-            }
+        let known = state.index.find(&block.key()).filter(|(_, entry)| is_same(entry));
+        let Some((id, _)) = known else { return false };
+        let old = self.alter(state, id, |entry| entry.disk.replace(place)).flatten();
+        if let (Some(old), Some(disk)) = (old, self.disk()) {
+            disk.forget(block.key(), &old);
         }
+        true
     }
 
     /// Whether the victim should be written before it leaves RAM.

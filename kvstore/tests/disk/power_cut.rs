@@ -167,7 +167,7 @@ fn survive(lives: &[Life], seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
     fn what_is_acknowledged_survives_power_cuts_and_nothing_is_wrong(
         lives in lives(), seed in any::<u64>(),
