@@ -18,6 +18,7 @@ import os
 import weakref
 
 NAME_BYTES = 32
+PARENT_MISSING = -4
 # What `copy_out` says of a block, if it is no failure.
 MISSING, COPIED, OTHER_LENGTH = 0, 1, 2
 # Blocks that `copy_out` leases at once: enough that a request costs nothing beside the copies, and few
@@ -236,12 +237,13 @@ class Client:
             raise Error(result.value, "the block was not stored")
 
     def copy_in(self, blocks, *, durable=False):
-        """Stores blocks from memory: (name, address, length in bytes, label) of each. 1 or a failure's code
-        for each. The memory must be there, and must not change, until this returns."""
+        """Stores blocks from memory: (name, address, length in bytes, label, parent) of each; the parent is a
+        name or None. 1 or a failure's code for each. The memory must be there, and must not change, until this
+        returns."""
         handle, results = self._handle, (ctypes.c_int32 * len(blocks))()
         new, kept = (_New * len(blocks))(), []
-        for at, (name, address, length, label) in enumerate(blocks):
-            new[at], held = self._new(name, None, label)
+        for at, (name, address, length, label, parent) in enumerate(blocks):
+            new[at], held = self._new(name, parent, label)
             new[at].bytes, new[at].len = address, length
             kept.append(held)
         # A copy outside Python's lock, into staging memory, in as many turns as that needs.

@@ -11,7 +11,7 @@ import threading
 import time
 
 import cognitora_kv
-from cognitora_kv import NAME_BYTES, Client, Error
+from cognitora_kv import NAME_BYTES, PARENT_MISSING, Client, Error
 
 logger = logging.getLogger("cognitora")
 
@@ -62,6 +62,23 @@ def present(client, names):
         if len(found) == len(names):
             return found
     return found + [False] * (len(names) - len(found))
+
+
+def store(client, blocks):
+    """Puts blocks as `copy_in` takes them, in the order of their prefixes. One whose parent is not there any more
+    begins a chain of its own: it may still be of use. PARENT_MISSING is left for the end of a prefix that does not
+    fit: there the block before is what the daemon takes to make room."""
+    codes = client.copy_in(blocks)
+    refused = [at for at, code in enumerate(codes) if code == PARENT_MISSING]
+    if not refused:
+        return codes
+    again, names = [], set()
+    for name, address, length, label, parent in (blocks[at] for at in refused):
+        again.append((name, address, length, label, parent if parent in names else None))
+        names.add(name)
+    for at, code in zip(refused, client.copy_in(again)):
+        codes[at] = code
+    return codes
 
 
 class Link:

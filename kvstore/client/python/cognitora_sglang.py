@@ -16,8 +16,8 @@ import ctypes
 import logging
 import time
 
-from cognitora_kv import COPIED, OTHER_LENGTH, Error
-from cognitora_link import SOCKET, TIMEOUT_MS, Down, Link, name_of, namespace_of, present
+from cognitora_kv import COPIED, OTHER_LENGTH, PARENT_MISSING, Error
+from cognitora_link import SOCKET, TIMEOUT_MS, Down, Link, name_of, namespace_of, present, store
 
 try:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
@@ -101,7 +101,7 @@ class CognitoraHiCache(HiCacheStorage):
         places, kept = self._places(target_locations if values is None else values)
         if places is None or len(places) != len(keys):
             return False
-        is_good = all(self._copy_in(self._labels(keys), places))
+        is_good = all(self._copy_in(self._labels(keys), places, None))
         del kept
         return is_good
 
@@ -126,7 +126,8 @@ class CognitoraHiCache(HiCacheStorage):
         places = self._pool_places(keys, host_indices)
         if places is None:
             return [False] * len(keys)
-        return self._by_page(self._copy_in(self._labels(keys), places))
+        before = (getattr(extra_info, "prefix_keys", None) or [None])[-1]
+        return self._by_page(self._copy_in(self._labels(keys), places, before))
 
     def _pool_places(self, keys, host_indices):
         addresses, lengths = self.mem_pool_host.get_page_buffer_meta(host_indices)
@@ -164,15 +165,18 @@ class CognitoraHiCache(HiCacheStorage):
         self._note(self._prefetched, lengths, start_s)
         return results
 
-    def _copy_in(self, labels, places):
+    def _copy_in(self, labels, places, before):
+        """Stores the objects of consecutive pages of a prefix, the first after page `before`, if that is known."""
         if not self._is_writer:
             return [True] * len(labels)
         start_s = time.monotonic()
-        stored, lengths = self._asked(self._writes, lambda client: _store(client, labels, places), (None, []))
+        first = self._labels([before]) if before else [None] * len(self._suffixes)
+        parents = [label and name_of(label) for label in [*first, *labels]]
+        stored, lengths = self._asked(self._writes, lambda client: _store(client, labels, places, parents), (None, []))
         self._note(self._backed_up, lengths, start_s)
         if stored is None:
             return [False] * len(labels)
-        for code in {code for code in stored if code < 0}:
+        for code in {code for code in stored if code < 0 and code != PARENT_MISSING}:
             self._say_once(f"the daemon refuses a page: failure {code} of cognitora_kv.h")
         return [code == 1 for code in stored]
 
@@ -215,16 +219,16 @@ class CognitoraHiCache(HiCacheStorage):
         self._asked(self._writes, lambda client: client.clear(), None)
 
 
-def _store(client, labels, places):
+def _store(client, labels, places, parents):
     """1 or a failure for each object, and the lengths of those that were not there before."""
     names = [name_of(label) for label in labels]
     known = present(client, names)
     new = [
-        (name, address, length, label)
-        for name, (address, length), label, is_known in zip(names, places, labels, known)
+        (name, address, length, label, parent)
+        for name, (address, length), label, parent, is_known in zip(names, places, labels, parents, known)
         if not is_known
     ]
-    codes = client.copy_in(new) if new else []
+    codes = store(client, new) if new else []
     lengths = [block[2] for block, code in zip(new, codes) if code == 1]
     left = iter(codes)
     return [1 if is_known else next(left) for is_known in known], lengths

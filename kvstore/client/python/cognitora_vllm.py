@@ -15,8 +15,8 @@ import logging
 import time
 from collections import deque
 
-from cognitora_kv import COPIED, OTHER_LENGTH
-from cognitora_link import SOCKET, TIMEOUT_MS, Link, name_of, namespace_of, present
+from cognitora_kv import COPIED, OTHER_LENGTH, PARENT_MISSING
+from cognitora_link import SOCKET, TIMEOUT_MS, Link, name_of, namespace_of, present, store
 from cognitora_worker import Worker
 
 try:
@@ -35,6 +35,8 @@ JOBS_MAX = 1024
 TURN_BYTES = 32 << 20
 # Keys of blocks that were used where the daemon cannot see it, until it is told. More are dropped.
 TOUCHED_MAX = 4096
+# The end of vLLM's keys: the number of the group of layers.
+GROUP_BYTES = 4
 
 _COUNTERS = {
     "vllm:kv_offload_cognitora_failures": "Jobs that failed because the KV daemon was gone or refused them.",
@@ -93,15 +95,21 @@ class _Turns:
 
 
 class _Store(_Turns):
+    def __init__(self, tier, job):
+        super().__init__(tier, job)
+        self.context, self.parents = job.req_context, None
+
     def move(self, keys, names, places):
+        if self.parents is None:
+            self.parents = _parents(self.context)
         known = self.tier.link.ask(lambda client: present(client, names))
         new = [
-            (name, address, length, key)
+            (name, address, length, key, self.parents.get(key))
             for key, name, (address, length), is_known in zip(keys, names, places, known)
             if not is_known
         ]
-        results = self.tier.link.ask(lambda client: client.copy_in(new)) if new else []
-        for code in {code for code in results if code < 0}:
+        results = self.tier.link.ask(lambda client: store(client, new)) if new else []
+        for code in {code for code in results if code < 0 and code != PARENT_MISSING}:
             self.tier.say_once(f"the daemon refuses chunks: failure {code} of cognitora_kv.h")
         stored = iter(results)
         self.good += [key for key, is_known in zip(keys, known) if is_known or next(stored) == 1]
@@ -304,6 +312,19 @@ class CognitoraTier(SecondaryTierManager):
             if count:
                 stats.increase_counter(name, count)
         return stats
+
+
+def _parents(context):
+    """The name of the block before each in its prefix, for the daemon to evict a prefix from its end. By the
+    positions that vLLM writes down for its own CPU tier; a version that does not has blocks without parents."""
+    positions = dict(getattr(context, "_offload_key_positions", None) or {})
+    parents, last = {}, {}
+    for key in sorted(positions, key=positions.get):
+        group = key[-GROUP_BYTES:]
+        if (before := last.get(group)) is not None:
+            parents[key] = name_of(before)
+        last[group] = key
+    return parents
 
 
 def _namespace(spec, chunk_bytes):

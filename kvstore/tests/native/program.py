@@ -4,7 +4,7 @@ import array
 import ctypes
 import sys
 
-from cognitora_kv import COPIED, MISSING, OTHER_LENGTH, Client, Error
+from cognitora_kv import COPIED, MISSING, OTHER_LENGTH, PARENT_MISSING, Client, Error
 
 
 def name(number):
@@ -58,8 +58,8 @@ def main(path):
 
         memory = bytearray(data) + bytearray(len(data))
         start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        stored = [(name(5), start, len(data), b"label"), (name(6), start, 100, b"")]
-        assert kv.copy_in(stored) == [1, 1]
+        stored = [(name(5), start, len(data), b"label", None), (name(6), start, 100, b"", name(5))]
+        assert kv.copy_in([*stored, (name(7), start, 1, b"", name(9))]) == [1, 1, PARENT_MISSING]
         places = [(start + len(data), len(data)), (start, 1), (start, 99), (start, 1)]
         found = kv.copy_out([name(5), name(7), name(6), name(8)], places)
         assert found == [COPIED, MISSING, OTHER_LENGTH, MISSING]

@@ -2,6 +2,7 @@
 
 import hashlib
 import unittest
+from types import SimpleNamespace
 
 from standin_sglang import HiCacheStorageConfig, HostPool
 
@@ -69,6 +70,20 @@ class HiCacheTest(unittest.TestCase):
         # Only what is missing is stored again.
         self.assertEqual(backend.batch_set_v1(keys(range(3)), indices(range(3))), [True] * 3)
         self.assertEqual(backend.batch_exists(keys(range(3))), 3)
+
+    def test_of_a_prefix_that_does_not_fit_the_front_stays(self):
+        backend, pool = self.backend(pool=HostPool(PAGES, PAGE_SIZE, 1 << 20))
+        # Twice the daemon's memory.
+        for start in range(0, 64, 16):
+            info = SimpleNamespace(prefix_keys=keys(range(start)))
+            backend.batch_set_v1(keys(range(start, start + 16)), indices(range(16)), info)
+        self.assertGreaterEqual(backend.batch_exists(keys(range(64))), 8)
+        self.assertLess(backend.batch_exists(keys(range(64))), 64)
+        # Without being told what came before, the pages are stored all the same.
+        self.assertEqual(backend.batch_set_v1(keys([100, 101]), indices([0, 1])), [True] * 2)
+        info = SimpleNamespace(prefix_keys=[key(200)])
+        self.assertEqual(backend.batch_set_v1(keys([201, 202]), indices([0, 1]), info), [True] * 2)
+        self.assertEqual(backend.batch_exists(keys([201, 202])), 2)
 
     @staticmethod
     def namespace(backend):

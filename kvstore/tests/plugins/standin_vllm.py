@@ -29,6 +29,10 @@ class RequestOffloadingContext:
 @dataclass
 class ReqContext:
     req_id: str
+    _offload_key_positions: dict = field(default_factory=dict, init=False)
+
+    def set_offload_key_position(self, key, end_token):
+        self._offload_key_positions[key] = end_token
 
 
 @dataclass(frozen=True)

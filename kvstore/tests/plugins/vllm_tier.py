@@ -241,6 +241,33 @@ class TierTest(unittest.TestCase):
         self.assertEqual(engine.lookup(range(40)), [HIT] * 32 + [MISS] * 8)
         self.assertEqual((engine.tier._known, engine.tier._asked_by, engine.tier._to_ask), ({}, {}, []))
 
+    def test_of_a_prefix_that_does_not_fit_the_front_stays(self):
+        self.daemon.start()
+        engine = self.engine(chunk_bytes=1 << 20)
+        context = ReqContext("long request")
+        # Twice the daemon's memory, in a few jobs.
+        for number in range(128):
+            context.set_offload_key_position(key(number), 16 * (number + 1))
+        for start in range(0, 128, 32):
+            numbers = list(range(start, start + 32))
+            job = TransferJob(next(engine.jobs), [key(n) for n in numbers], list(range(32)), False, context)
+            engine.tier.submit_store(job)
+            engine.result(job.job_id)
+        found = engine.lookup(range(128))
+        self.assertEqual(found[:16], [HIT] * 16)
+        self.assertIn(MISS, found)
+
+    def test_a_block_whose_parent_is_gone_is_stored_all_the_same(self):
+        self.daemon.start()
+        engine = self.engine()
+        context = ReqContext("request")
+        for number in range(8):
+            context.set_offload_key_position(key(number), 16 * (number + 1))
+        job = TransferJob(next(engine.jobs), [key(n) for n in (3, 4, 6, 7)], [3, 4, 6, 7], False, context)
+        engine.tier.submit_store(job)
+        self.assertTrue(engine.result(job.job_id).success)
+        self.assertEqual(engine.lookup([3, 4, 5, 6, 7]), [HIT, HIT, MISS, HIT, HIT])
+
     def test_a_namespace_is_made_of_the_model_and_the_layout(self):
         self.daemon.start()
         names = set()
