@@ -12,6 +12,7 @@ mod bench;
 mod connect;
 mod explain;
 mod failure;
+mod kv;
 mod models;
 mod nodes;
 mod output;
@@ -77,6 +78,8 @@ enum Command {
     /// Routing policies in simulation; needs neither control nor engines.
     #[command(subcommand)]
     Bench(Bench),
+    /// The KV daemon of this machine; needs no control.
+    Kv(kv::Kv),
     /// The cluster's certificates; needs no control.
     #[command(subcommand)]
     Pki(Pki),
@@ -159,6 +162,7 @@ impl Cli {
             Command::Bench(Bench::Replay(replay)) => bench::replay(global, &replay),
             Command::Bench(Bench::Plan(planned)) => bench::plan(global, &planned),
             Command::Bench(Bench::Trace(made)) => bench::make(&made),
+            Command::Kv(asked) => kv::run(global, &asked),
             Command::Pki(Pki::Bootstrap(asked)) => pki::bootstrap(global, &asked),
             Command::Pki(Pki::Issue(asked)) => pki::issue(global, &asked),
             Command::Pki(Pki::Show { file }) => pki::show(global, &file),

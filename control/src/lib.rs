@@ -5,7 +5,7 @@
 //! * deciding, pure: [`place`] (replicas onto nodes), [`cluster`] (reports in, desired states and
 //!   snapshots out), [`deployment`] (what may be asked for), [`recipe`] (files into deployments), [`pki`] (certificates);
 //! * doing, awaits I/O: [`server`] (gRPC), [`attached`] (one agent's stream), [`plane`] (the Unix
-//!   socket of the data planes), [`cli`] (the commands of `cgnctl`);
+//!   socket of the data planes), [`kv`] (questions to the KV daemon), [`cli`] (the commands of `cgnctl`);
 //! * measuring, pure: [`bench`] (routing policies in simulation);
 //! * owning: [`keeper`] (the one copy of the state) and [`store`] (what survives a restart).
 //!
@@ -32,6 +32,8 @@ pub mod deployment;
 pub mod error;
 #[cfg(feature = "process")]
 pub mod keeper;
+#[cfg(feature = "process")]
+pub mod kv;
 #[cfg(feature = "process")]
 pub mod pki;
 #[cfg(feature = "process")]

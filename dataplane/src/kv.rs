@@ -62,6 +62,18 @@ pub type Name = [u8; NAME_BYTES];
 /// A block of any namespace: the namespace's id and the block's name.
 pub type Place = ([u8; NAMESPACE_ID_BYTES], Name);
 
+/// The id of the namespace called `name`: the first half of BLAKE3 over it.
+pub fn namespace_id(name: &str) -> [u8; NAMESPACE_ID_BYTES] {
+    let mut half = [0; NAMESPACE_ID_BYTES];
+    half.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..NAMESPACE_ID_BYTES]);
+    half
+}
+
+/// The name of a block that came by the RESP door under this key.
+pub fn name_of_label(label: &[u8]) -> Name {
+    *blake3::hash(label).as_bytes()
+}
+
 /// Where a block lies, as far as the node itself knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -113,7 +125,8 @@ pub enum Request {
     Hello {
         /// [`VERSION`]
         version: u32,
-        /// Name of the namespace all further requests are about.
+        /// Name of the namespace all further requests are about. Empty: of none, for one who only asks
+        /// about all of them.
         namespace: String,
         /// Name of the client, for the daemon's log and metrics.
         client: String,

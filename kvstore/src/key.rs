@@ -12,9 +12,7 @@ pub struct NamespaceId(pub [u8; 16]);
 impl NamespaceId {
     /// The id of the namespace called `name`.
     pub fn of(name: &str) -> NamespaceId {
-        let mut half = [0; 16];
-        half.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
-        NamespaceId(half)
+        NamespaceId(dataplane::kv::namespace_id(name))
     }
 }
 
@@ -25,7 +23,7 @@ pub struct Name(pub [u8; 32]);
 impl Name {
     /// The name of what a client calls `label`.
     pub fn of(label: &[u8]) -> Name {
-        Name(*blake3::hash(label).as_bytes())
+        Name(dataplane::kv::name_of_label(label))
     }
 }
 

@@ -126,6 +126,12 @@ impl Namespaces {
         Ok(made)
     }
 
+    /// What a client without a namespace has: one of its own that is in no table and holds nothing.
+    pub fn nameless() -> Arc<Namespace> {
+        let (id, rules) = (NamespaceId::of(""), Rules::default());
+        Arc::new(Namespace { id, name: String::new(), rules, used_bytes: AtomicU64::new(0) })
+    }
+
     /// The namespace with this id, if somebody opened it.
     pub fn find(&self, id: NamespaceId) -> Option<Arc<Namespace>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()

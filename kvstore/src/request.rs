@@ -63,6 +63,13 @@ pub enum Request {
         /// Whether it was there.
         reply: Reply<Result<bool, StoreError>>,
     },
+    /// Compare a block with its hash.
+    Verify {
+        /// Which.
+        key: Key,
+        /// Whether it is right, if it is there.
+        reply: Reply<Result<Option<bool>, StoreError>>,
+    },
     /// Keep a block in RAM, or let it go.
     Pin {
         /// Which.
@@ -142,6 +149,9 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
         }),
         Request::Remove { key, reply } => {
             later(shard, async move |shard| reply.send(shard.remove(key).await));
+        }
+        Request::Verify { key, reply } => {
+            later(shard, async move |shard| reply.send(shard.verify(key).await));
         }
         Request::Pin { key, is_pinned, reply } => reply.send(shard.pin(key, is_pinned)),
         Request::Adopt { parent, reply } => reply.send(shard.adopt(parent)),

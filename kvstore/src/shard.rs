@@ -9,6 +9,7 @@ mod kin;
 mod load;
 mod room;
 mod spill;
+mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};

@@ -272,8 +272,21 @@ impl Store {
         Ok((listed, 0))
     }
 
-    /// Asks every shard to write down what it holds.
+    /// Whether the block's bytes are still as they were stored, in RAM and on disk; what is wrong is
+    /// dropped. None if no tier has it. It is not brought into RAM.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn verify(&self, key: Key) -> Result<Option<bool>, StoreError> {
+        // A task of the shard's own, on whatever thread: a read of the disk is not dropped half way.
+        self.ask(key, |reply| Request::Verify { key, reply }).await?
+    }
+
+    /// Writes down what every shard and namespace holds.
     pub async fn measure(&self) {
+        for namespace in self.house.namespaces.all() {
+            self.house.stats.namespace(&namespace.name, namespace.used_bytes());
+        }
         for number in 0..self.house.inboxes.len() {
             let (reply, waiting) = reply();
             if self.send(number, Request::Measure { reply }).is_ok() {

@@ -23,18 +23,21 @@ pub enum Failure {
         /// What the system said.
         reason: String,
     },
-    /// No such recipe or deployment. Exit code 4.
+    /// Nobody answers at the KV daemon's socket. Exit code 3.
+    #[error("{0}")]
+    NoDaemon(String),
+    /// No such recipe, deployment or block. Exit code 4.
     #[error("{0}")]
     NotFound(String),
 }
 
 impl Failure {
-    /// 1 failed, 2 usage or configuration, 3 control unreachable, 4 not found.
+    /// 1 failed, 2 usage or configuration, 3 control or the KV daemon unreachable, 4 not found.
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Failed(_) => 1,
             Failure::Usage(_) => 2,
-            Failure::Unreachable { .. } => 3,
+            Failure::Unreachable { .. } | Failure::NoDaemon(_) => 3,
             Failure::NotFound(_) => 4,
         }
     }

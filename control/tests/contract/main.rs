@@ -7,6 +7,7 @@ mod agent;
 mod cgnctl;
 mod explain;
 mod house;
+mod kv;
 mod nodes;
 mod plane;
 mod start;

@@ -25,6 +25,7 @@ use super::leases::Leases;
 use super::poller::Poller;
 use super::ring::{OutOfStep, Ring};
 use super::staging::Staging;
+use crate::namespace::Namespaces;
 use crate::socket::adopt_unix;
 use crate::store::{Store, StoreError};
 
@@ -152,7 +153,11 @@ fn admit(
             return Err(GreetingError::Refused(fault, fault.to_string()));
         }
     };
-    let namespace = store.namespace(&hello.namespace).map_err(|error| {
+    let namespace = match hello.namespace.as_str() {
+        "" => Ok(Namespaces::nameless()),
+        name => store.namespace(name),
+    };
+    let namespace = namespace.map_err(|error| {
         let fault = match error {
             StoreError::Namespace(crate::namespace::NamespaceError::TooMany(_)) => {
                 Fault::TooManyNamespaces
