@@ -232,6 +232,13 @@ impl Config {
             Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
         };
         if self.ssd_dir.is_empty() {
+            let mut writes = self.namespaces.values().filter_map(|namespace| namespace.write);
+            if self.write == WritePolicy::Through || writes.any(|w| w == WritePolicy::Through) {
+                return fault(
+                    "kv.ssd_dir",
+                    "`write = \"through\"` needs a disk; name one".to_owned(),
+                );
+            }
             return Ok(());
         }
         if !(self.ssd_gib.is_finite() && self.ssd_gib > 0.0) {
@@ -324,11 +331,14 @@ mod tests {
         assert!(fault("[kv]\nram_gib = 4\ncores = 2\ncpus = [1]\n").contains("kv.cpus"));
         assert!(fault("[kv]\nram_gib = 1\nmetrics_listen = \"0.0.0.0:1\"\n").contains("loopback"));
         assert!(fault("[kv]\nram_gib = 1\n[kv.limits]\nblock_mib_max = 513\n").contains("513"));
+        assert!(fault("[kv]\nram_gib = 1\nwrite = \"through\"\n").contains("kv.ssd_dir"));
+        assert!(fault("[kv]\nram_gib = 1\nssd_dir = [\"/d\"]\n").contains("kv.ssd_gib"));
     }
 
     #[test]
     fn a_namespace_without_a_word_on_writing_follows_the_whole() {
-        let text = "[kv]\nram_gib = 1\nwrite = \"through\"\n[kv.namespaces.a]\nquota_gib = 0.5\n";
+        let text = "[kv]\nram_gib = 1\nwrite = \"through\"\nssd_dir = [\"/d\"]\nssd_gib = 8\nssd_segment_mib = 1024\n\
+                    [kv.namespaces.a]\nquota_gib = 0.5\n";
         let (named, rest) = read(text).unwrap().rules();
         let both = Rules { quota_bytes: Some(1 << 29), write: WritePolicy::Through };
         assert_eq!(named["a"], both);

@@ -15,6 +15,9 @@ use crate::namespace::{Namespace, NamespaceError};
 use crate::request::Request;
 use crate::shard::{House, Reach, Shard};
 
+/// Blocks that one prefetch brings side by side: enough for a disk's or a peer's whole bandwidth.
+const PREFETCHES_AT_ONCE: usize = 32;
+
 /// Where a block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
@@ -235,12 +238,24 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn prefetch(&self, keys: &[Key], deadline: Instant) -> Result<usize, StoreError> {
+        let shards = self.house.inboxes.len();
         let mut count = 0;
-        for &key in keys {
+        for batch in keys.chunks(PREFETCHES_AT_ONCE) {
             if Instant::now() >= deadline {
                 break;
             }
-            count += usize::from(self.get(key, Some(deadline)).await?.is_some());
+            let mut asked = Vec::with_capacity(batch.len());
+            for &key in batch {
+                let (reply, waiting) = reply();
+                let deadline = Some(deadline);
+                let get = Request::Get { key, reach: Reach::Peers, deadline, reply };
+                self.send(key.shard(shards), get)?;
+                asked.push(waiting);
+            }
+            for waiting in asked {
+                let got = waiting.answer().await.ok_or(StoreError::Draining)??;
+                count += usize::from(got.is_some());
+            }
         }
         Ok(count)
     }

@@ -16,6 +16,9 @@ impl Shard {
     /// [`StoreError`]: the parent is not there, there are too many blocks, or the block could not be
     /// made durable where that was asked for; then it is in RAM all the same.
     pub async fn commit(self: &Rc<Self>, slot: Slot, about: About) -> Result<(), StoreError> {
+        if about.is_durable && self.disk().is_none() {
+            return Err(StoreError::NoDisk);
+        }
         if let Some(parent) = about.parent
             && !self.adopted(parent).await?
         {

@@ -7,8 +7,10 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use super::named;
 use crate::disk::tier::{Counters, Tier};
 
+/// Where the number is.
+type Field = fn(&Counters) -> &AtomicU64;
 /// Name, help, and where the number is.
-type Row = (&'static str, &'static str, fn(&Counters) -> &AtomicU64);
+type Row = (&'static str, &'static str, Field);
 
 const ROWS: &[Row] = &[
     ("disk_blocks_written_total", "Blocks of clients written to disk.", |all| &all.writes),
@@ -41,7 +43,7 @@ const ROWS: &[Row] = &[
 /// What is shown of the disk.
 #[derive(Debug)]
 pub(super) struct DiskMetrics {
-    counters: Vec<(IntCounter, fn(&Counters) -> &AtomicU64)>,
+    counters: Vec<(IntCounter, Field)>,
     live_bytes: IntGauge,
     free_segments: IntGauge,
 }

@@ -46,6 +46,12 @@ fn daemons_fetch_from_each_other_survive_a_cut_and_refuse_strangers() {
     assert_eq!(block(&at_left, 2, LOOK).unwrap(), bytes(2, 300_000));
     assert_eq!(block(&at_right, 99, LOOK), None);
 
+    // A stock client that asks whether there is such a block has it when it is told so.
+    assert_eq!(left.resp(&wire, 0, "SET prompt kv"), "+OK");
+    eventually("right finds it", || right.resp(&wire, 1, "EXISTS prompt") == ":1");
+    assert_eq!(right.resp(&wire, 1, "EXISTS another"), ":0");
+    assert_eq!(right.resp(&wire, 1, "STRLEN prompt"), ":2");
+
     // A stranger with the same names, of another authority, that believes everybody.
     let foreign = Authority::new("rack");
     let both = format!("{}{}", foreign.pem(), authority.pem());

@@ -13,6 +13,7 @@ use super::namespaces::{ADDRESSES, Wire};
 pub struct Node {
     child: Child,
     uds: PathBuf,
+    resp: String,
     pub quic: String,
 }
 
@@ -62,11 +63,10 @@ impl Node {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let quic = lines
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.strip_prefix("quic ")?.to_owned()));
-        Node { child, uds, quic: quic.unwrap() }
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut after = |word| lines.find_map(|line| Some(line.strip_prefix(word)?.to_owned()));
+        let (resp, quic) = (after("resp ").unwrap(), after("quic ").unwrap());
+        Node { child, uds, resp, quic }
     }
 
     pub fn client(&self) -> Client {
@@ -76,6 +76,16 @@ impl Node {
             timeout: Duration::from_secs(60),
         };
         Client::connect(&self.uds, "model/fp8/0", &options).unwrap()
+    }
+
+    /// What the RESP door answers to one line, at this node's end of the wire.
+    pub fn resp(&self, wire: &Wire, end: usize, line: &str) -> String {
+        let port = self.resp.rsplit_once(':').unwrap().1;
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{line}\\r\\n' >&3; read -r answer <&3; echo \"$answer\""
+        );
+        let out = wire.at(end, "bash").args(["-c", &script]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
     pub fn put(&self, number: u32, len: usize) {

@@ -1,6 +1,7 @@
 //! Commands on blocks.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::super::client::{Refusal, store_refusal};
 use super::super::connection::Value;
@@ -17,6 +18,8 @@ pub(super) const NO_EXPIRY: &str =
 /// What a GET is answered whose block was evicted after EXISTS found it. Longer than any header a client
 /// may be waiting for.
 const BROKEN_PROMISE: &str = "ERR the block was evicted after EXISTS found it; ask again";
+/// How long an EXISTS waits for a block that only a peer has: LMCache gives up a lookup after 3 s.
+const EXISTS_PEERS_MAX: Duration = Duration::from_secs(1);
 /// Blocks one SCAN looks at when it does not say how many, as in redis.
 const SCAN_COUNT: usize = 10;
 /// Blocks one SCAN looks at at most: its reply is whole in memory.
@@ -140,13 +143,23 @@ impl Call<'_> {
         let tiers = self.client.store.lookup(&keys).await.map_err(refuse)?;
         let mut count = 0;
         for (key, tier) in keys.iter().zip(tiers) {
-            if tier.is_some() {
+            if tier.is_some() || self.comes_from_peer(*key).await? {
                 self.client.promise(key);
                 count += 1;
             }
         }
         self.output.integer(count);
         Ok(())
+    }
+
+    /// Whether a peer had the block: then it is here now, as what EXISTS says must be.
+    async fn comes_from_peer(&self, key: Key) -> Result<bool, Refusal> {
+        let store = &self.client.store;
+        if store.house().peers.get().is_none() {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + EXISTS_PEERS_MAX;
+        Ok(store.get(key, Some(deadline)).await.map_err(refuse)?.is_some())
     }
 
     pub(super) async fn del(&mut self) -> Result<(), Refusal> {
