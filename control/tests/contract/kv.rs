@@ -5,7 +5,6 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use nix::unistd::Uid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -21,13 +20,13 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// 64 MiB of memory and as much disk, in `dir`.
+    /// 64 MiB of memory and 128 MiB of disk, in `dir`.
     fn start(dir: TempDir) -> Daemon {
         let port = free_port();
         let folder = dir.path().display();
         let config = format!(
             "[kv]\nram_gib = 0.0625\nuds = \"{folder}/kv.sock\"\nmetrics_listen = \"127.0.0.1:0\"\n\
-             resp_listen = \"127.0.0.1:{port}\"\nssd_dir = [\"{folder}/disk\"]\nssd_gib = 0.0625\n\
+             resp_listen = \"127.0.0.1:{port}\"\nssd_dir = [\"{folder}/disk\"]\nssd_gib = 0.125\n\
              ssd_segment_mib = 16\nwrite = \"through\"\n[kv.limits]\nblock_mib_max = 8\n"
         );
         std::fs::create_dir_all(dir.path().join("disk")).unwrap();
@@ -221,7 +220,7 @@ fn a_socket_that_is_none_or_not_ours_is_exit_code_3_and_says_what_to_do() {
     let text = said(&kv(&socket, &["ls"]), 3);
     assert!(text.contains("cannot reach cgn-kvcached at") && text.contains("--socket"), "{text}");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    if !Uid::effective().is_root() {
+    if !rustix::process::geteuid().is_root() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o000);
         std::fs::set_permissions(&socket, mode).unwrap();
         let text = said(&kv(&socket, &["ls"]), 3);
