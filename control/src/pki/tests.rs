@@ -27,7 +27,7 @@ fn verifier(authority: &Made) -> Arc<dyn ClientCertVerifier> {
 
 fn believes(authority: &Made, member: &Made, unix_s: u64) -> bool {
     let der = CertificateDer::from_pem_slice(member.certificate.as_bytes()).unwrap();
-    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(unix_s));
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_s));
     verifier(authority).verify_client_cert(&der, &[], now).is_ok()
 }
 
