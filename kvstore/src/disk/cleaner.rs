@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::device::{Buffer, Device, Pages};
-use super::ledger::Live;
-use super::place::Segment;
+use super::ledger::{Live, Oldest};
 use super::record::{PAGE_BYTES, span_bytes};
 use super::tier::{Intent, count};
 use super::writer::{Shelf, Writer};
@@ -48,7 +47,6 @@ pub fn plan(mut live: Vec<Live>, segment_bytes: u64) -> VecDeque<Live> {
 }
 
 struct Cleaning {
-    segment: Segment,
     sequence: u64,
     to_move: VecDeque<Live>,
 }
@@ -94,11 +92,8 @@ impl<D: Device> Cleaner<D> {
             Some(_) => {}
             None => {
                 let done = self.cleaning.borrow_mut().take();
-                // A writer that found no room may have given it up by now.
-                if let Some(done) = done
-                    && self.shelf.tier.ledger.take_if_oldest(done.sequence)
-                {
-                    self.shelf.empty(done.segment);
+                if let Some(done) = done {
+                    self.give_up(done.sequence).await;
                 }
             }
         }
@@ -113,6 +108,18 @@ impl<D: Device> Cleaner<D> {
                 return;
             }
             self.moved.rung_since(rings).await;
+        }
+    }
+
+    /// Gives up this use of a segment. A writer that found no room may have done so by now.
+    async fn give_up(&self, sequence: u64) {
+        let ledger = &self.shelf.tier.ledger;
+        while ledger.oldest().is_some_and(|(_, oldest)| oldest <= sequence) {
+            match ledger.take_oldest(Some(sequence)) {
+                Oldest::Taken(leaving) => self.shelf.give_up(leaving).await,
+                Oldest::Busy => ledger.settled().await,
+                Oldest::None => return,
+            }
         }
     }
 
@@ -131,7 +138,7 @@ impl<D: Device> Cleaner<D> {
         let layout = self.shelf.tier.layouts.get(usize::from(segment.device));
         let segment_bytes = layout.map_or(0, |layout| layout.segment_bytes);
         let to_move = plan(live, segment_bytes);
-        *self.cleaning.borrow_mut() = Some(Cleaning { segment, sequence, to_move });
+        *self.cleaning.borrow_mut() = Some(Cleaning { sequence, to_move });
         true
     }
 
@@ -181,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::disk::place::Place;
+    use crate::disk::place::{Place, Segment};
     use crate::key::{Name, NamespaceId};
 
     proptest! {

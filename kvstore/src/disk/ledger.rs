@@ -6,11 +6,15 @@
 //! read or forgotten, against hundreds of microseconds that the device takes.
 //!
 //! Segments are used again in the order they were written. That order is what makes a rebuilt index
-//! right: of several values of one key the older always goes first.
+//! right: of several values of one key the older always goes first, and so does a value before its
+//! tombstone. One segment is given up at a time, over all shards, so that the order holds on the devices,
+//! too: see [`Leaving`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 use super::place::{Place, Segment};
 use super::record::span_bytes;
@@ -72,6 +76,61 @@ struct Order {
     next_device: usize,
     /// Segments that are complete, the oldest first.
     sealed: BTreeMap<u64, Segment>,
+    /// A segment is being given up: no other is meanwhile.
+    is_leaving: bool,
+    /// The highest sequence whose giving up has begun.
+    given_up: u64,
+    /// Who waits for it to be gone: two tasks of each shard at most.
+    waiting: Vec<Waker>,
+}
+
+/// What there is to give up.
+#[derive(Debug)]
+pub enum Oldest<'a> {
+    /// The oldest complete segment.
+    Taken(Leaving<'a>),
+    /// Another is being given up: wait with [`Ledger::settled`].
+    Busy,
+    /// No segment is complete, or the one asked for is not the oldest.
+    None,
+}
+
+/// A segment that is being given up. Its owner sees to it that the device has lost it for good, then
+/// calls [`Leaving::empty`]. Until then no younger segment is given up, for that may hold the tombstone
+/// of what would come back. Dropped before, the segment is the oldest again.
+#[derive(Debug)]
+pub struct Leaving<'a> {
+    ledger: &'a Ledger,
+    /// Which segment.
+    pub segment: Segment,
+    sequence: u64,
+    is_gone: bool,
+}
+
+impl Leaving<'_> {
+    /// Forgets all of the segment and frees it, to be the next of its device. What was live in it.
+    pub fn empty(mut self) -> Vec<Live> {
+        self.is_gone = true;
+        let live = self.ledger.live(self.segment);
+        self.ledger.set_aside(self.segment);
+        live
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let Leaving { segment, sequence, .. } = *self;
+        let mut order = lock(&self.ledger.order);
+        order.is_leaving = false;
+        if !self.is_gone {
+            order.sealed.insert(sequence, segment);
+        } else if let Some(free) = order.free.get_mut(usize::from(segment.device)) {
+            free.push_front(segment.number);
+        }
+        let waiting = std::mem::take(&mut order.waiting);
+        drop(order);
+        waiting.into_iter().for_each(Waker::wake);
+    }
 }
 
 /// The books of the tier.
@@ -115,6 +174,12 @@ impl Ledger {
             free.retain(|&number| number != segment.number);
         }
         order.sealed.insert(sequence, segment);
+        drop(order);
+        self.restore_sequence(sequence);
+    }
+
+    /// At start: no sequence up to this one is given again.
+    pub fn restore_sequence(&self, sequence: u64) {
         self.next_sequence.fetch_max(sequence.saturating_add(1), Relaxed);
     }
 
@@ -182,24 +247,48 @@ impl Ledger {
         lock(&self.order).sealed.insert(sequence, segment);
     }
 
-    /// Takes the oldest complete segment out of the order: the caller will [`Ledger::empty`] it.
-    pub fn take_oldest(&self) -> Option<Segment> {
-        Some(lock(&self.order).sealed.pop_first()?.1)
+    /// Takes the oldest complete segment, to be given up; none if it is not the one that is `wanted`.
+    pub fn take_oldest(&self, wanted: Option<u64>) -> Oldest<'_> {
+        let mut order = lock(&self.order);
+        if order.is_leaving {
+            return Oldest::Busy;
+        }
+        let oldest = order.sealed.first_entry();
+        let oldest =
+            oldest.filter(|oldest| wanted.is_none_or(|sequence| sequence == *oldest.key()));
+        let Some((sequence, segment)) = oldest.map(|oldest| oldest.remove_entry()) else {
+            return Oldest::None;
+        };
+        order.is_leaving = true;
+        order.given_up = order.given_up.max(sequence);
+        drop(order);
+        Oldest::Taken(Leaving { ledger: self, segment, sequence, is_gone: false })
+    }
+
+    /// Waits until no segment is being given up.
+    pub async fn settled(&self) {
+        poll_fn(|context| {
+            let mut order = lock(&self.order);
+            if !order.is_leaving {
+                return Poll::Ready(());
+            }
+            if !order.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                order.waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The highest sequence whose giving up has begun since the start: what lies in complete segments up
+    /// to it may be gone by now.
+    pub fn given_up(&self) -> u64 {
+        lock(&self.order).given_up
     }
 
     /// The oldest complete segment and its sequence. It stays in the order.
     pub fn oldest(&self) -> Option<(Segment, u64)> {
         lock(&self.order).sealed.first_key_value().map(|(&sequence, &segment)| (segment, sequence))
-    }
-
-    /// Takes this use of a segment out of the order, if it is still the oldest.
-    pub fn take_if_oldest(&self, sequence: u64) -> bool {
-        let mut order = lock(&self.order);
-        let is_oldest = order.sealed.first_key_value().is_some_and(|(&first, _)| first == sequence);
-        if is_oldest {
-            order.sealed.pop_first();
-        }
-        is_oldest
     }
 
     /// A record is durable.
@@ -293,17 +382,6 @@ impl Ledger {
     pub fn all_live_bytes(&self) -> u64 {
         self.rows.iter().flatten().map(|rows| lock(rows).live_bytes).sum()
     }
-
-    /// Forgets all of a segment taken by [`Ledger::take_oldest`] and frees it, to be the next of its
-    /// device. What was live in it.
-    pub fn empty(&self, segment: Segment) -> Vec<Live> {
-        let live = self.live(segment);
-        self.set_aside(segment);
-        if let Some(free) = lock(&self.order).free.get_mut(usize::from(segment.device)) {
-            free.push_front(segment.number);
-        }
-        live
-    }
 }
 
 #[cfg(test)]
@@ -371,8 +449,9 @@ mod tests {
         }
 
         fn recycle(&mut self) {
-            let Some(segment) = self.ledger.take_oldest() else { return };
-            for dropped in self.ledger.empty(segment) {
+            let Oldest::Taken(leaving) = self.ledger.take_oldest(None) else { return };
+            let segment = leaving.segment;
+            for dropped in leaving.empty() {
                 assert_eq!(self.live.remove(&dropped.key), Some(dropped.place));
             }
             assert!(self.live.values().all(|place| place.segment != segment));
@@ -442,5 +521,31 @@ mod tests {
         ledger.put_back(Segment { device: 1, number: 0 });
         assert_eq!(ledger.free_segments(|device| device != 1), 0);
         assert_eq!([take(1), take(0)], [None, Some(1)]);
+    }
+
+    #[test]
+    fn one_segment_is_given_up_at_a_time_the_oldest_first() {
+        let ledger = Ledger::new(&[3]);
+        for _ in 0..3 {
+            let (segment, sequence) = ledger.take_free(|_| true).unwrap();
+            ledger.seal(segment, sequence);
+        }
+        assert!(matches!(ledger.take_oldest(Some(2)), Oldest::None), "it is not the oldest");
+        let Oldest::Taken(first) = ledger.take_oldest(None) else { panic!("it is complete") };
+        assert_eq!((first.segment.number, ledger.given_up()), (0, 1));
+        assert!(matches!(ledger.take_oldest(None), Oldest::Busy));
+        let mut settled = Box::pin(ledger.settled());
+        let mut poll = || {
+            let mut context = std::task::Context::from_waker(Waker::noop());
+            settled.as_mut().poll(&mut context).is_ready()
+        };
+        assert!(!poll());
+        // Who stopped in the middle leaves it the oldest.
+        drop(first);
+        assert!(poll());
+        assert_eq!(ledger.oldest().map(|(_, sequence)| sequence), Some(1));
+        let Oldest::Taken(first) = ledger.take_oldest(Some(1)) else { panic!("it is there") };
+        assert_eq!((first.empty(), ledger.free_segments(|_| true)), (Vec::new(), 1));
+        assert!(matches!(ledger.take_oldest(Some(2)), Oldest::Taken(_)));
     }
 }

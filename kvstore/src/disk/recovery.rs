@@ -118,6 +118,9 @@ pub async fn recover<D: Device>(
     let mut changes = Vec::new();
     // Tombstones before the marks are not read: a later value must have a higher version all the same.
     let version_max = loaded.marks.iter().map(|mark| mark.version).max().unwrap_or_default();
+    // Nor may the index take another use of a segment for one that it knows.
+    let sequence_max = loaded.marks.iter().map(|mark| mark.sequence).max().unwrap_or_default();
+    ledger.restore_sequence(sequence_max);
     let mut merge = Merge { version_max, ..Merge::default() };
     for (key, entry) in loaded.entries {
         if fits(&entry.place, layouts)

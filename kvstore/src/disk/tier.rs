@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::index::{Change, Entry, IndexSender};
-use super::ledger::{Ledger, Live};
+use super::ledger::{Leaving, Ledger, Live};
 use super::place::{Place, Segment};
 use super::record::About;
 use super::segment::Layout;
@@ -110,9 +110,9 @@ impl Tier {
         }
     }
 
-    /// Frees a segment taken by [`Ledger::take_oldest`]: what was live in it is gone.
-    pub fn empty(&self, segment: Segment) {
-        for Live { key, place, .. } in self.ledger.empty(segment) {
+    /// Frees a segment: what was live in it is gone.
+    pub fn empty(&self, leaving: Leaving<'_>) {
+        for Live { key, place, .. } in leaving.empty() {
             count(&self.counters.dropped, 1);
             self.tell(Change::Delete { key, place });
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_lite::future;
 
 use super::device::{Buffer, Device, Pages};
-use super::ledger::Live;
+use super::ledger::{Leaving, Live, Oldest};
 use super::open_segment::OpenSegment;
 use super::place::{Place, Segment};
 use super::record::{About, Body, PAGE_BYTES, Record};
@@ -48,13 +48,32 @@ impl<D> Shelf<D> {
         let offset = start.checked_add(u64::from(place.page) * PAGE_BYTES as u64)?;
         Some((self.devices.get(device)?, offset))
     }
+}
 
-    /// Gives up the blocks of a segment taken out of the order. Who knows of them is told first.
-    pub fn empty(&self, segment: Segment) {
+impl<D: Device> Shelf<D> {
+    /// Gives up the blocks of a segment. The device loses it first, for good: whoever is told that a
+    /// block is gone writes no tombstone for it any more. A device that fails at this fails at the next
+    /// use of the segment, too, so the segment is given up all the same.
+    pub async fn give_up(&self, leaving: Leaving<'_>) {
+        let segment = leaving.segment;
+        if let Err(error) = self.wipe(segment).await {
+            self.tier.failed(segment.device);
+            tracing::warn!(%error, ?segment, "a segment that is given up could not be wiped");
+        }
         for Live { key, place, .. } in self.tier.ledger.live(segment) {
             (self.events)(Event::Dropped { key, place });
         }
-        self.tier.empty(segment);
+        self.tier.empty(leaving);
+    }
+
+    /// Takes a segment's head away: a start finds nothing in it.
+    async fn wipe(&self, segment: Segment) -> io::Result<()> {
+        let device = usize::from(segment.device);
+        let found = self.devices.get(device).zip(self.tier.layouts.get(device));
+        let (device, layout) = found.ok_or(io::ErrorKind::NotFound)?;
+        device.write_at(layout.start(segment.number), Buffer::Pages(Pages::new(1))).await?;
+        count(&self.tier.counters.written_bytes, PAGE_BYTES as u64);
+        device.sync().await
     }
 }
 
@@ -220,7 +239,7 @@ impl<D: Device> Writer<D> {
         let tier = &self.shelf.tier;
         let (mut last_error, mut is_full) = (None, false);
         for _ in 0..SEGMENTS_TRIED_MAX {
-            let free = self.free_or_oldest(usize::from(is_full));
+            let free = self.free_or_oldest(usize::from(is_full)).await;
             let (segment, sequence) = free.ok_or(DiskError::Full)?;
             let mut back = PutBack { tier, segment, is_free: true };
             let error = match self.begin(segment, sequence).await {
@@ -245,15 +264,22 @@ impl<D: Device> Writer<D> {
 
     /// A free segment of a usable device. Segments are given up for it, the oldest first, if there is
     /// none, and `given_up_min` of them in any case.
-    fn free_or_oldest(&self, given_up_min: usize) -> Option<(Segment, u64)> {
+    async fn free_or_oldest(&self, given_up_min: usize) -> Option<(Segment, u64)> {
         let tier = &self.shelf.tier;
-        for given_up in 0..=tier.ledger.segments() {
+        let mut given_up = 0;
+        while given_up <= tier.ledger.segments() {
             if given_up >= given_up_min
                 && let Some(free) = tier.ledger.take_free(|device| tier.is_usable(device))
             {
                 return Some(free);
             }
-            self.shelf.empty(tier.ledger.take_oldest()?);
+            match tier.ledger.take_oldest(None) {
+                Oldest::Taken(leaving) => self.shelf.give_up(leaving).await,
+                // What another gives up may be what is looked for.
+                Oldest::Busy => tier.ledger.settled().await,
+                Oldest::None => return None,
+            }
+            given_up += 1;
         }
         None
     }
@@ -267,6 +293,8 @@ impl<D: Device> Writer<D> {
         let page = encode_head(&layout.secret, segment.number, sequence);
         device.write_at(start, Buffer::Pages(Pages::of(&page))).await?;
         count(&self.shelf.tier.counters.written_bytes, PAGE_BYTES as u64);
+        // Before any record, so that a start that finds one of this sequence gives it to no other use.
+        device.sync().await?;
         let pages = (layout.segment_bytes / PAGE_BYTES as u64) as u32;
         Ok(OpenSegment::new(self.shelf.tier.clone(), segment, sequence, pages))
     }

@@ -156,6 +156,13 @@ fn survive(lives: &[Life], seed: u64) {
         for key in &shelf.known.borrow().dropped {
             book.borrow_mut().entry(*key).or_default().values.push(None);
         }
+        // So may what was about to be: its segment goes before anybody is told.
+        let given_up = shelf.tier.ledger.given_up();
+        for (key, place) in &shelf.known.borrow().places {
+            if place.sequence <= given_up {
+                book.borrow_mut().entry(*key).or_default().values.push(None);
+            }
+        }
         devices.iter().for_each(FaultDevice::cut);
         shelf.end();
         match life.after {
