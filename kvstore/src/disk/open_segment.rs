@@ -180,7 +180,8 @@ impl Drop for OpenSegment {
     fn drop(&mut self) {
         self.tier.ledger.seal(self.segment, self.sequence);
         let state = self.state.get_mut();
-        if state.failed_from.is_none() && !state.has_gap {
+        // A write that was given up while it was waited for may be kept or not: the next start looks.
+        if state.failed_from.is_none() && !state.has_gap && state.tickets.is_empty() {
             self.tier.mark(self.segment, self.sequence, MARK_COMPLETE);
         }
     }

@@ -107,6 +107,17 @@ impl FaultDevice {
         world.fails_in = None;
     }
 
+    /// The power goes, and all that was not synced is kept, or none of it.
+    pub fn cut_all(&self, is_kept: bool) {
+        let world = &mut *self.world.borrow_mut();
+        for (offset, bytes) in std::mem::take(&mut world.unsynced) {
+            if is_kept {
+                world.durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        world.current = world.durable.clone();
+    }
+
     /// Flips `count` bits anywhere behind the device's own first pages.
     pub fn flip_bits(&self, count: usize) {
         let world = &mut *self.world.borrow_mut();

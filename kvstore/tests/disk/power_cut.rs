@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use futures_lite::future::{self, block_on};
 use kvstore::key::Key;
@@ -180,5 +180,86 @@ proptest! {
         lives in lives(), seed in any::<u64>(),
     ) {
         survive(&lives, seed);
+    }
+}
+
+/// Polls so often, then gives it up, as a cut does.
+fn give_up_after(polls: usize, work: impl Future) {
+    let mut work = pin!(work);
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..polls {
+        if work.as_mut().poll(&mut context).is_ready() {
+            return;
+        }
+    }
+}
+
+/// Polls that a write to a new segment takes at most, with room to spare.
+const POLLS: usize = 40;
+
+/// Puts `count` values that fill a segment by fives.
+fn fill(shelf: &Shelf, first: u8, count: u8) {
+    for number in first..first + count {
+        block_on(shelf.put(key(number), &value(1))).unwrap();
+    }
+}
+
+#[test]
+fn what_was_removed_stays_so_when_the_next_use_of_its_segment_is_lost() {
+    for polls in 0..POLLS {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = [device(4, polls as u64)];
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        // Its value in the first segment, its tombstone in the second, which the index knows.
+        block_on(shelf.put(key(0), &value(1))).unwrap();
+        fill(&shelf, 1, 4);
+        block_on(shelf.remove(key(0))).unwrap();
+        fill(&shelf, 5, 14);
+        assert_eq!(shelf.tier.ledger.free_segments(|_| true), 0);
+        give_up_after(polls, shelf.put(key(100), &value(1)));
+        devices[0].cut_all(false);
+        shelf.end();
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        assert!(block_on(shelf.get(key(0))).is_none(), "{polls}");
+        assert_eq!(block_on(shelf.get(key(18))), Some(value(1)));
+        shelf.stop();
+    }
+}
+
+#[test]
+fn what_was_given_up_and_then_removed_stays_so() {
+    for polls in 0..POLLS {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = [device(4, polls as u64)];
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        fill(&shelf, 0, 20);
+        give_up_after(polls, shelf.put(key(100), &value(1)));
+        let is_dropped = shelf.known.borrow().dropped.contains(&key(0));
+        devices[0].cut_all(false);
+        shelf.end();
+        // There was no place that a tombstone could have been for.
+        let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+        assert!(!is_dropped || block_on(shelf.get(key(0))).is_none(), "{polls}");
+        shelf.stop();
+    }
+}
+
+#[test]
+fn an_unacknowledged_write_is_found_by_the_first_start_or_never() {
+    for polls in 0..POLLS {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = [device(4, polls as u64)];
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        block_on(shelf.put(key(0), &value(1))).unwrap();
+        give_up_after(polls, shelf.put(key(0), &value(2)));
+        devices[0].cut_all(true);
+        shelf.end();
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let first = block_on(shelf.get(key(0)));
+        assert!(first.is_some());
+        shelf.stop();
+        let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+        assert_eq!(block_on(shelf.get(key(0))), first, "{polls}");
+        shelf.stop();
     }
 }
