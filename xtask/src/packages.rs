@@ -66,11 +66,23 @@ pub const NODE: &[Package] = &[
 pub const PROMETHEUS: &str = "prometheus";
 
 /// What `test` needs besides.
-pub const TEST: &[Package] = &[Package {
-    name: PROMETHEUS,
-    probe: Probe::Program("promtool"),
-    reason: "checks metrics, rules and dashboards",
-}];
+pub const TEST: &[Package] = &[
+    Package {
+        name: PROMETHEUS,
+        probe: Probe::Program("promtool"),
+        reason: "checks metrics, rules and dashboards",
+    },
+    Package {
+        name: "redis-tools",
+        probe: Probe::Program("redis-cli"),
+        reason: "a stock client of the KV daemon",
+    },
+    Package {
+        name: "iproute2",
+        probe: Probe::Program("ip"),
+        reason: "network namespaces between KV daemons",
+    },
+];
 
 /// What the stage `page` needs besides.
 pub const PAGE: &[Package] = &[Package {
