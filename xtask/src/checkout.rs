@@ -13,7 +13,8 @@ use crate::failure::Failure;
 use crate::step;
 
 /// Every member of the workspace that is built into the cache folder.
-const PACKAGES: &[&str] = &["agent", "control", "dataplane", "kvstore", "rdma", "router", "tuning"];
+const PACKAGES: &[&str] =
+    &["agent", "control", "dataplane", "kvclient", "kvstore", "rdma", "router", "tuning"];
 
 /// Makes sure that nothing of another clone's is taken for ours.
 pub fn claim(cache: &Cache) -> Result<(), Failure> {
@@ -45,9 +46,18 @@ mod tests {
     fn every_member_of_the_workspace_is_cleared() {
         let manifest = include_str!("../../Cargo.toml");
         let members = manifest.lines().find(|line| line.starts_with("members = ")).unwrap();
-        let mut named: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
-        named.retain(|name| *name != "xtask");
+        let folders = members.split('"').skip(1).step_by(2);
+        let mut named: Vec<String> = folders.map(name).collect();
+        named.retain(|name| name != "xtask");
         named.sort_unstable();
         assert_eq!(named, PACKAGES);
+    }
+
+    /// The name of the package in a folder of the workspace.
+    fn name(folder: &str) -> String {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let manifest = fs::read_to_string(format!("{root}/{folder}/Cargo.toml")).unwrap();
+        let line = manifest.lines().find(|line| line.starts_with("name = ")).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
     }
 }
