@@ -23,6 +23,7 @@ pub mod mesh;
 pub mod namespace;
 pub mod native;
 pub mod peer;
+pub mod pem;
 pub mod request;
 pub mod resp;
 pub mod server;

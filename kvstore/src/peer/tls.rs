@@ -9,14 +9,14 @@ use std::sync::Arc;
 use dataplane::identity::{Identity, Role};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::certificate::{CertificateError, holder};
 use super::wire::ALPN;
+use crate::pem::{PemError, certificates, private_key};
 
 /// Where the files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +35,8 @@ pub struct Files {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read or holds nothing of use.
-    #[error("{path}: {reason}; it must hold {wanted} in PEM form, as `cgnctl pki` writes it")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What it must hold.
-        wanted: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error("{0}, as `cgnctl pki` writes it")]
+    File(#[from] PemError),
     /// The node's own certificate names nobody.
     #[error("{path}: the certificate {reason}")]
     Holder {
@@ -115,10 +108,7 @@ impl Credentials {
         let (own_roots, all_roots) = roots(files)?;
         let chain = certificates(&files.cert, "the node's certificate")?;
         let identity = own_identity(&files.cert, &chain)?;
-        let key = || {
-            PrivateKeyDer::from_pem_file(&files.key)
-                .map_err(|error| file_error(&files.key, "a private key", &error))
-        };
+        let key = || private_key(&files.key);
         let verifier = |roots: &Arc<RootCertStore>| {
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
                 .build()
@@ -176,12 +166,12 @@ fn roots(files: &Files) -> Result<(Arc<RootCertStore>, Arc<RootCertStore>), TlsE
     let wanted = "authorities' certificates";
     let mut own = RootCertStore::empty();
     for certificate in certificates(&files.ca, wanted)? {
-        own.add(certificate).map_err(|error| file_error(&files.ca, wanted, &error))?;
+        own.add(certificate).map_err(|error| PemError::new(&files.ca, wanted, &error))?;
     }
     let mut all = own.clone();
     if let Some(foreign) = &files.foreign_ca {
         for certificate in certificates(foreign, wanted)? {
-            all.add(certificate).map_err(|error| file_error(foreign, wanted, &error))?;
+            all.add(certificate).map_err(|error| PemError::new(foreign, wanted, &error))?;
         }
     }
     Ok((Arc::new(own), Arc::new(all)))
@@ -206,21 +196,4 @@ fn check_own(
         Some((end, between)) => own.verify_client_cert(end, between, UnixTime::now()).map(drop),
         None => Ok(()),
     }
-}
-
-fn certificates(
-    path: &Path,
-    wanted: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path)
-        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-        .map_err(|error| file_error(path, wanted, &error))?;
-    if read.is_empty() {
-        return Err(file_error(path, wanted, &"no certificate in it"));
-    }
-    Ok(read)
-}
-
-fn file_error(path: &Path, wanted: &'static str, error: &dyn std::fmt::Display) -> TlsError {
-    TlsError::File { path: path.to_owned(), wanted, reason: error.to_string() }
 }

@@ -4,18 +4,17 @@
 //! copy each way; who needs none listens on loopback. There is no switch that verifies less.
 
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use serde::Deserialize;
 
 use super::reply::Output;
 use super::wire::Socket;
+use crate::pem::{PemError, certificates, private_key};
 
 /// Ciphertext read at a time: one record.
 const INBOUND_BYTES: usize = 17 << 10;
@@ -38,15 +37,8 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// A file cannot be read or holds nothing of use.
-    #[error("{}: {reason}; it must hold {wanted} in PEM form", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What it must hold.
-        wanted: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    File(#[from] PemError),
     /// Certificate and key do not belong together, or are of no use to TLS 1.3.
     #[error("[kv.resp.tls] cert and key cannot be served: {0}")]
     Unfit(String),
@@ -59,8 +51,7 @@ impl TlsFiles {
     /// [`TlsFileError`].
     pub fn load(&self) -> Result<Arc<ServerConfig>, TlsFileError> {
         let chain = certificates(&self.cert, "the certificate chain")?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|error| file_error(&self.key, "a private key", &error))?;
+        let key = private_key(&self.key)?;
         let unfit = |error: &dyn std::fmt::Display| TlsFileError::Unfit(error.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -81,22 +72,6 @@ impl TlsFiles {
         let config = builder.with_single_cert(chain, key).map_err(|error| unfit(&error))?;
         Ok(Arc::new(config))
     }
-}
-
-fn certificates(
-    path: &Path,
-    wanted: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(found) if found.is_empty() => Err(file_error(path, wanted, &"no certificate in it")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(file_error(path, wanted, &error)),
-    }
-}
-
-fn file_error(path: &Path, wanted: &'static str, reason: &dyn std::fmt::Display) -> TlsFileError {
-    TlsFileError::File { path: path.to_owned(), wanted, reason: reason.to_string() }
 }
 
 /// One client's session.
