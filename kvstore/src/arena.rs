@@ -31,6 +31,11 @@ pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a huge page on x86-64 and, with 4 KiB pages, aarch64.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Memory that a block of `len` bytes takes and is charged for: whole pages, one at least.
+pub fn padded_bytes(len: usize) -> usize {
+    len.max(1).next_multiple_of(PAGE_BYTES)
+}
+
 /// Which pages the arena is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pages {
@@ -257,7 +262,7 @@ impl Memory {
     /// [`MemoryError`].
     pub fn alloc(&mut self, len: usize, namespace: Arc<Namespace>) -> Result<Slot, MemoryError> {
         self.take_back();
-        let padded = len.max(1).next_multiple_of(PAGE_BYTES);
+        let padded = padded_bytes(len);
         let grant = self.space.alloc(padded as u64).map_err(|error| match error {
             SpaceError::Full => MemoryError::Full,
             SpaceError::TooLarge { len, max } => MemoryError::TooLarge { len, max },

@@ -9,6 +9,7 @@ use foldhash::fast::RandomState;
 
 use crate::block::Lease;
 use crate::key::Key;
+use crate::store::Tier;
 
 /// Blocks one shard can name: ids are 32 bits.
 pub const ENTRIES_MAX: usize = u32::MAX as usize - 1;
@@ -37,9 +38,18 @@ pub struct Entry<P> {
 }
 
 impl<P> Entry<P> {
+    /// The fastest tier of this daemon that holds the block.
+    pub fn tier(&self) -> Option<Tier> {
+        match (&self.ram, &self.disk) {
+            (Some(_), _) => Some(Tier::Ram),
+            (None, Some(_)) => Some(Tier::Disk),
+            (None, None) => None,
+        }
+    }
+
     /// Whether a tier of this daemon holds the block.
     pub fn is_present(&self) -> bool {
-        self.ram.is_some() || self.disk.is_some()
+        self.tier().is_some()
     }
 }
 

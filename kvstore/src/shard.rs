@@ -1,8 +1,8 @@
 //! One core's share of the store: its index, its memory, its eviction.
 //!
 //! Only the thread that made a shard touches it; others send a [`Request`](crate::request::Request) to
-//! its inbox. What takes one step is here; [`load`], [`room`], [`commit`]
-//! and [`spill`] wait for tiers and have files of their own; [`kin`] keeps parents before children. It knows no door and no protocol.
+//! its inbox. What takes one step is here; [`load`], [`room`], [`commit`] and [`spill`] wait for tiers and
+//! have files of their own; [`kin`] keeps parents before children. It knows no door and no protocol.
 
 mod commit;
 mod kin;
@@ -180,14 +180,7 @@ impl Shard {
     /// Where each of `keys`, all of this shard, lies.
     pub fn lookup(&self, keys: &[Key], tiers: &mut Vec<Option<Tier>>) {
         let state = self.state.borrow();
-        tiers.extend(keys.iter().map(|key| {
-            let (_, entry) = state.index.find(key)?;
-            match (&entry.ram, &entry.disk) {
-                (Some(_), _) => Some(Tier::Ram),
-                (None, Some(_)) => Some(Tier::Disk),
-                (None, None) => None,
-            }
-        }));
+        tiers.extend(keys.iter().map(|key| state.index.find(key)?.1.tier()));
     }
 
     /// Keeps the block in RAM, or lets it go again. False if RAM does not hold it.
@@ -215,10 +208,10 @@ impl Shard {
                 return (listed, Some(id));
             }
             let is_asked = namespace.is_none_or(|namespace| entry.key.namespace == namespace);
-            if is_asked && entry.is_present() {
+            if let Some(tier) = entry.tier().filter(|_| is_asked) {
                 listed.push(Listed {
                     key: entry.key,
-                    tier: if entry.ram.is_some() { Tier::Ram } else { Tier::Disk },
+                    tier,
                     bytes: match (&entry.ram, &entry.disk) {
                         (Some(block), _) => block.len() as u64,
                         (None, Some(place)) => place.len,

@@ -134,16 +134,19 @@ impl Store {
             shard.lookup(keys, &mut tiers);
             return Ok(tiers);
         }
+        let owners: Vec<usize> = keys.iter().map(|key| key.shard(shards)).collect();
+        let mut parts = vec![Vec::new(); shards];
+        for (&key, &owner) in keys.iter().zip(&owners) {
+            parts[owner].push(key);
+        }
         let mut asked = Vec::with_capacity(shards);
-        for number in 0..shards {
-            let own: Vec<Key> =
-                keys.iter().filter(|key| key.shard(shards) == number).copied().collect();
-            if own.is_empty() {
+        for (number, keys) in parts.into_iter().enumerate() {
+            if keys.is_empty() {
                 asked.push(None);
                 continue;
             }
             let (reply, waiting) = reply();
-            self.send(number, Request::Lookup { keys: own, reply })?;
+            self.send(number, Request::Lookup { keys, reply })?;
             asked.push(Some(waiting));
         }
         let mut answers = Vec::with_capacity(shards);
@@ -153,7 +156,7 @@ impl Store {
                 None => Vec::new().into_iter(),
             });
         }
-        Ok(keys.iter().map(|key| answers[key.shard(shards)].next().flatten()).collect())
+        Ok(owners.iter().map(|&owner| answers[owner].next().flatten()).collect())
     }
 
     /// A lease on the block's bytes, from whatever tier has it; none if none does.
@@ -302,19 +305,19 @@ impl Store {
         for namespace in self.house.namespaces.all() {
             self.house.stats.namespace(&namespace.name, namespace.used_bytes());
         }
-        for number in 0..self.house.inboxes.len() {
-            let (reply, waiting) = reply();
-            if self.send(number, Request::Measure { reply }).is_ok() {
-                waiting.answer().await;
-            }
-        }
+        self.ask_all(|reply| Request::Measure { reply }).await;
     }
 
     /// Tells every shard to take no more blocks.
     pub async fn drain(&self) {
+        self.ask_all(|reply| Request::Drain { reply }).await;
+    }
+
+    /// Asks one shard after the other. One that takes no request is left out.
+    async fn ask_all(&self, request: impl Fn(Reply<()>) -> Request) {
         for number in 0..self.house.inboxes.len() {
             let (reply, waiting) = reply();
-            if self.send(number, Request::Drain { reply }).is_ok() {
+            if self.send(number, request(reply)).is_ok() {
                 waiting.answer().await;
             }
         }

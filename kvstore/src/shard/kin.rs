@@ -32,6 +32,20 @@ impl Standing {
     }
 }
 
+impl State {
+    /// Gives a block in RAM its place in the eviction's order.
+    pub(super) fn rank(&mut self, id: u32) {
+        let State { index, eviction, .. } = self;
+        let Some(entry) = index.get(id) else { return };
+        let Some(block) = &entry.ram else { return };
+        let key = entry.key;
+        eviction.insert(id, key.namespace, key.fingerprint(), block.charged_bytes());
+        if entry.children_in_ram > 0 {
+            eviction.park(id);
+        }
+    }
+}
+
 impl Shard {
     /// Changes an entry, and with it the eviction, the parent's counts, and whether it is kept at all.
     /// A new parent must have been asked by [`Shard::adopted`], which counts in advance.
@@ -50,15 +64,10 @@ impl Shard {
             if before.offset.is_some() {
                 state.eviction.remove(id);
             }
-            if let Some(block) = &entry.ram {
-                let (key, bytes) = (entry.key, block.charged_bytes());
-                state.eviction.insert(id, key.namespace, key.fingerprint(), bytes);
-                if entry.children_in_ram > 0 {
-                    state.eviction.park(id);
-                }
-            } else {
+            if entry.ram.is_none() {
                 entry.is_pinned = false;
             }
+            state.rank(id);
         }
         let (was, is) = (i32::from(before.is_present), i32::from(after.is_present));
         let (was_in_ram, is_in_ram) =

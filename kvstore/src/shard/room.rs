@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::spill::SPILLS_MAX;
 use super::{Shard, State};
-use crate::arena::{MemoryError, PAGE_BYTES, Slot};
+use crate::arena::{MemoryError, Slot, padded_bytes};
 use crate::key::{Key, NamespaceId};
 use crate::mesh::reply;
 use crate::namespace::Namespace;
@@ -94,7 +94,7 @@ impl Shard {
 
     fn try_reserve(self: &Rc<Self>, namespace: &Arc<Namespace>, len: usize) -> Result<Slot, Want> {
         let state = &mut *self.state.borrow_mut();
-        let bytes = len.max(1).next_multiple_of(PAGE_BYTES) as u64;
+        let bytes = padded_bytes(len) as u64;
         if namespace.rules.quota_bytes.is_some_and(|quota| quota < bytes) {
             return Err(Want::Nothing(StoreError::QuotaExceeded));
         }

@@ -2,7 +2,6 @@
 //!
 //! What is worth writing is decided by [`disk::admission`](crate::disk::admission).
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -139,13 +138,9 @@ impl Shard {
                 entry.ram = None;
             }
         });
-        let Some(entry) = state.index.get(id) else { return };
-        if let Some(block) = entry.ram.as_ref().filter(|ram| ram.offset() == offset) {
-            let bytes = block.charged_bytes();
-            state.eviction.insert(id, key.namespace, key.fingerprint(), bytes);
-            if entry.children_in_ram > 0 {
-                state.eviction.park(id);
-            }
+        let ram = state.index.get(id).and_then(|entry| entry.ram.as_ref());
+        if ram.is_some_and(|ram| ram.offset() == offset) {
+            state.rank(id);
         }
     }
 
@@ -202,7 +197,7 @@ impl Shard {
             let entries = state.index.from(0).filter(|(_, entry)| is_worth(entry));
             entries.filter_map(|(_, entry)| entry.ram.clone()).collect()
         };
-        let kept = Cell::new(0);
+        let mut kept = 0;
         for blocks in worth.chunks(SPILLS_MAX) {
             if Instant::now() >= deadline {
                 break;
@@ -212,10 +207,10 @@ impl Shard {
                 glommio::spawn_local(async move { shard.write_down(block).await.is_ok() })
             });
             for write in writes.collect::<Vec<_>>() {
-                kept.set(kept.get() + usize::from(write.await));
+                kept += usize::from(write.await);
             }
         }
         disk.close();
-        kept.get()
+        kept
     }
 }
