@@ -4,6 +4,7 @@
 //! single tests where a stage runs many, and the stage itself where it is one check.
 
 mod deny;
+mod kv_clients;
 mod page;
 mod sdk;
 mod smoke;
@@ -38,6 +39,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "engine", needs: &["packages"], is_long: false, run: engine_and_model },
     // Without them cargo's tests say what they skip.
     Stage { name: "tokenizers", needs: &["packages"], is_long: false, run: tokenizers::run },
+    Stage { name: "kv-clients", needs: &["packages"], is_long: false, run: kv_clients::run },
     Stage { name: "cargo", needs: &["build", "engine"], is_long: false, run: cargo_test },
     Stage { name: "sdk-python", needs: &["build", "engine"], is_long: false, run: sdk::python },
     Stage { name: "sdk-node", needs: &["build", "engine"], is_long: false, run: sdk::node },
@@ -155,6 +157,7 @@ fn engine_and_model(cache: &Cache) -> Result<Tally, Failure> {
 fn cargo_test(cache: &Cache) -> Result<Tally, Failure> {
     let mut command = cache.cargo();
     command.args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"]);
+    command.envs(kv_clients::variables(cache));
     count(&mut command, tally::cargo_line)
 }
 

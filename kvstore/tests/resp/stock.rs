@@ -2,7 +2,8 @@
 //! says so and checks nothing.
 //!
 //! redis-py is looked for in the `python3` that `CGN_PYTHON` names; LMCache's client is the extension
-//! `lmcache_redis` of its wheel, which `CGN_LMCACHE_REDIS` names (it needs no GPU and no model).
+//! `lmcache_redis` of its wheel, which `CGN_LMCACHE_REDIS` names (it needs no GPU and no model), with the
+//! libraries it is linked with in `CGN_LMCACHE_LIBRARIES`. `cargo xtask test` installs both.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -68,5 +69,7 @@ fn lmcache_s_own_client_stores_and_fetches() {
         println!("skipped: CGN_LMCACHE_REDIS does not name LMCache's lmcache_redis extension");
         return;
     };
-    python(&Daemon::on(2, "", |_| ()), "lmcache_client.py", &[("CGN_LMCACHE_REDIS", &extension)]);
+    let libraries = std::env::var("CGN_LMCACHE_LIBRARIES").unwrap_or_default();
+    let names = [("CGN_LMCACHE_REDIS", &*extension), ("LD_LIBRARY_PATH", &*libraries)];
+    python(&Daemon::on(2, "", |_| ()), "lmcache_client.py", &names);
 }
