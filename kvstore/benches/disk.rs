@@ -113,7 +113,7 @@ impl<D: Device> Bench<D> {
     async fn new(devices: Vec<D>, index_dir: &Path) -> Bench<D> {
         let started = start(&devices, index_dir, SEGMENT_BYTES, || [1; 32]).await.unwrap();
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 0, write_bytes_per_s: None };
-        let disk = Disk::new(started.tier, devices, limits, Instant::now(), |_| {});
+        let disk = Disk::new(started.tier, devices, limits, |_| {});
         let memory = Arena::map(1, 256 << 20, 80 << 20, ArenaPages::Plain).unwrap().remove(0);
         let namespaces = Namespaces::new(BTreeMap::new(), Rules::default(), 4);
         let namespace = namespaces.open("bench").unwrap();

@@ -1,7 +1,7 @@
 //! The NVMe tier: blocks appended to segments, found by an index, verified when they are read.
 //!
 //! [`start::start`] runs once and hands out what the devices hold; then each shard has a [`Disk`] of its
-//! own. Any shard reads any segment; each writes to one of its own. A shard's index in RAM says where a
+//! own, on a [`thread`] beside the shard's, which it asks through a [`client`]. Any shard reads any segment; each writes to one of its own. A shard's index in RAM says where a
 //! block is; [`Event`]s tell it when that changes. The cache may be lost, never wrong: nothing is
 //! served that is not what was written for its key, and what is acknowledged is durable.
 
@@ -10,16 +10,17 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
 use crate::arena::Slot;
-use crate::block::{Block, Lease};
+use crate::block::Lease;
 use crate::key::Key;
 
 pub mod admission;
 pub mod cleaner;
+pub mod client;
 pub mod device;
 pub mod file;
 pub mod index;
@@ -33,15 +34,15 @@ pub mod ring;
 mod scan;
 pub mod segment;
 pub mod start;
+pub mod thread;
 pub mod tier;
 mod writer;
 
-use admission::Admission;
 use cleaner::{Cleaner, Step};
 use device::{Buffer, Device};
 use place::Place;
 use record::{About, PAGE_BYTES};
-use tier::{Intent, Tier, count};
+use tier::{Intent, Tier};
 use writer::{Shelf, Writer};
 
 /// How long the cleaner sleeps when there is room.
@@ -127,7 +128,6 @@ pub struct Disk<D> {
     shelf: Rc<Shelf<D>>,
     writer: Writer<D>,
     cleaner: Cleaner<D>,
-    admission: RefCell<Admission>,
     limits: Limits,
     /// Reads of clients that are under way.
     reads: Rc<()>,
@@ -141,14 +141,12 @@ impl<D: Device> Disk<D> {
         tier: Arc<Tier>,
         devices: Vec<D>,
         limits: Limits,
-        now: Instant,
         events: impl Fn(Event) + 'static,
     ) -> Disk<D> {
         let shelf = Rc::new(Shelf { tier, devices, events: Box::new(events) });
         Disk {
             writer: Writer::new(shelf.clone()),
             cleaner: Cleaner::new(shelf.clone(), limits.free_segments_min),
-            admission: RefCell::new(Admission::new(limits.write_bytes_per_s, now)),
             limits,
             reads: Rc::new(()),
             writes: RefCell::default(),
@@ -256,14 +254,6 @@ impl<D: Device> Disk<D> {
         Rc::strong_count(&self.reads) > 1 || !self.writes.borrow().is_empty()
     }
 
-    /// Whether a block that leaves RAM is worth its writing, and the device has the bytes to spare.
-    pub fn admits(&self, block: &Block, touches: u8, is_promised: bool, now: Instant) -> bool {
-        let bytes = record::span_bytes(block.len() as u64);
-        let is_admitted = self.admission.borrow_mut().admits(bytes, touches, is_promised, now);
-        count(&self.shelf.tier.counters.spared, u64::from(!is_admitted));
-        is_admitted
-    }
-
     /// One step of making room; see [`Cleaner::step`].
     ///
     /// # Errors
@@ -275,7 +265,7 @@ impl<D: Device> Disk<D> {
         self.cleaner.step(&self.writer, movable).await
     }
 
-    /// Makes room for ever, between the reads and writes of clients. To be run in a task of the shard.
+    /// Makes room for ever, between the reads and writes of clients. To be run in a task of the disk's thread.
     pub async fn clean(&self, sleep: impl AsyncFn(Duration)) {
         loop {
             let mut pauses = 0;

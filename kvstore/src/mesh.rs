@@ -38,6 +38,14 @@ impl<T> Inbox<T> {
         Ok(())
     }
 
+    /// Puts `thing` in as soon as there is room.
+    pub async fn send_when_room(&self, mut thing: T) {
+        while let Err(back) = self.send(thing) {
+            thing = back;
+            futures_lite::future::yield_now().await;
+        }
+    }
+
     /// The next thing. For one task only: the last that waits is the one that is woken.
     pub async fn receive(&self) -> T {
         poll_fn(|context| {

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use glommio::{LocalExecutorBuilder, Placement};
 use socket2::Socket;
 
-use disk::{DiskStartError, Share};
+use disk::{DiskStartError, Restored};
 
 use crate::admin;
 use crate::arena::{Arena, ArenaError, HUGE_PAGE_BYTES, Memory, Pages};
 use crate::config::{Config, HugePages};
+use crate::disk::client::DiskClient;
 use crate::disk::index::IndexThread;
+use crate::disk::thread::{DiskThread, RING_BYTES};
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
@@ -28,9 +30,6 @@ use crate::shard::{House, Shard};
 use crate::socket::{adopt_tcp, bind_tcp};
 use crate::stats::Stats;
 use crate::store::Store;
-
-/// Locked memory that glommio takes for each executor's rings.
-const RING_BYTES: usize = 4 << 20;
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +102,7 @@ pub struct Server {
     /// Where each shard is told to stop.
     stops: Arc<[Inbox<()>]>,
     shards: Vec<JoinHandle<bool>>,
+    disk_threads: Vec<DiskThread>,
     disk_index: Option<IndexThread>,
     peers: Option<PeersThread>,
 }
@@ -115,7 +115,7 @@ struct Birth {
     config: Arc<Config>,
     metrics: Option<Socket>,
     native: Option<Arc<Hall>>,
-    disk: Option<Share>,
+    disk: Option<(DiskClient, Vec<Restored>)>,
     resp: Option<(Arc<resp::Door>, Socket)>,
     stops: Arc<[Inbox<()>]>,
 }
@@ -141,7 +141,13 @@ impl Server {
             }
             None => (Vec::new(), None),
         };
-        let mut shares = shares.into_iter();
+        let (mut disks, mut disk_threads) = (Vec::new(), Vec::new());
+        for share in shares {
+            let (client, thread) = share.start(&house)?;
+            disks.push((client, share.restored));
+            disk_threads.push(thread);
+        }
+        let mut disks = disks.into_iter();
         // Before the shards, which tell the peers what they find on disk.
         let peers = start_peers(&config, &house)?;
         let (resp_door, mut resp_sockets) = open_resp(&config)?;
@@ -157,12 +163,23 @@ impl Server {
                 config: config.clone(),
                 metrics: metrics_sockets.pop(),
                 native: native.as_ref().map(Door::hall),
-                disk: shares.next(),
+                disk: disks.next(),
                 resp: resp_door.clone().zip(resp_sockets.pop()),
                 stops: stops.clone(),
             })?);
         }
-        Ok(Server { metrics, native, house, resp, resp_door, stops, shards, disk_index, peers })
+        Ok(Server {
+            metrics,
+            native,
+            house,
+            resp,
+            resp_door,
+            stops,
+            shards,
+            disk_threads,
+            disk_index,
+            peers,
+        })
     }
 
     /// Where other daemons come in, if there are to be any.
@@ -196,7 +213,11 @@ impl Server {
         }
         self.house.stats.forget_disk();
         match self.disk_index {
-            Some(index) if is_disk_closed => index.join(),
+            Some(index) if is_disk_closed => {
+                // They have let the tier go; the index ends when the last of them has.
+                self.disk_threads.into_iter().for_each(DiskThread::join);
+                index.join();
+            }
             Some(_) => {
                 tracing::warn!("the disk is still at work; the next start will look it through")
             }
@@ -282,20 +303,11 @@ fn spawn(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
 /// The life of a shard's thread. False if its disk was still at work at the end.
 async fn live(birth: Birth) -> bool {
     let Birth { number, house, memory, config, metrics, native, resp, disk, stops } = birth;
-    let (disk, restored) = match disk.map(|share| (share.open(&house), share.restored)) {
-        Some((Ok(disk), restored)) => (Some(disk), restored),
-        Some((Err(error), _)) => {
-            tracing::error!(number, %error, "this shard goes without its disk");
-            (None, Vec::new())
-        }
-        None => (None, Vec::new()),
-    };
-    let shard = Shard::new(number, house, memory, disk.clone());
-    for block in restored {
+    let (disk, restored) = disk.unzip();
+    let shard = Shard::new(number, house, memory, disk);
+    for block in restored.into_iter().flatten() {
         shard.restore(block.key, block.parent, block.place, block.children);
     }
-    let cleaning = disk
-        .map(|disk| glommio::spawn_local(async move { disk.clean(glommio::timer::sleep).await }));
     let store = Store::of_shard(shard.clone());
     glommio::spawn_local(shard.clone().run()).detach();
     if let Some(listener) = metrics {
@@ -314,9 +326,6 @@ async fn live(birth: Birth) -> bool {
     let deadline = Instant::now() + Duration::from_secs(config.limits.stop_s_max);
     let kept = shard.keep_warm(deadline).await;
     tracing::info!(number, kept, "blocks in RAM were written to disk");
-    if let Some(cleaning) = cleaning {
-        cleaning.cancel().await;
-    }
     shard.close_disk(deadline.max(Instant::now() + CLOSE_TIME_MIN)).await
 }
 

@@ -23,7 +23,7 @@ use load::Load;
 
 use crate::arena::Memory;
 use crate::config::Limits;
-use crate::disk::ring::RingDevice;
+use crate::disk::client::DiskClient;
 use crate::eviction::Eviction;
 use crate::index::Index;
 use crate::key::{Key, NamespaceId};
@@ -36,9 +36,6 @@ use crate::stats::Stats;
 use crate::store::{Listed, Tier};
 
 pub use crate::disk::place::Place;
-
-/// A shard's disk.
-pub type Disk = crate::disk::Disk<RingDevice>;
 
 /// What a shard owns, changed only between two waits.
 struct State {
@@ -67,15 +64,9 @@ impl House {
     /// where there is no room, a task of it waits.
     pub fn tell(&self, key: Key, request: Request) {
         let shard = key.shard(self.inboxes.len());
-        let Err(mut request) = self.inboxes[shard].send(request) else { return };
+        let Err(request) = self.inboxes[shard].send(request) else { return };
         let inboxes = self.inboxes.clone();
-        glommio::spawn_local(async move {
-            while let Err(back) = inboxes[shard].send(request) {
-                request = back;
-                glommio::executor().yield_now().await;
-            }
-        })
-        .detach();
+        glommio::spawn_local(async move { inboxes[shard].send_when_room(request).await }).detach();
     }
 }
 
@@ -99,7 +90,7 @@ pub struct Shard {
     turns: RefCell<HashSet<Key>>,
     turn_over: Signal,
     /// Taken out at the end: tasks that wait for ever keep the shard itself.
-    disk: RefCell<Option<Rc<Disk>>>,
+    disk: RefCell<Option<Rc<DiskClient>>>,
     /// The shard that was asked last to let a block go.
     asked: Cell<usize>,
     is_draining: Cell<bool>,
@@ -107,7 +98,7 @@ pub struct Shard {
 
 impl Shard {
     /// A shard with the memory given to it. Its requests are served once [`Shard::run`] is polled.
-    pub fn new(number: usize, house: House, memory: Memory, disk: Option<Rc<Disk>>) -> Rc<Shard> {
+    pub fn new(number: usize, house: House, memory: Memory, disk: Option<DiskClient>) -> Rc<Shard> {
         let eviction = Eviction::new(memory.budget_bytes());
         let state = State { index: Index::default(), memory, eviction };
         Rc::new(Shard {
@@ -120,7 +111,7 @@ impl Shard {
             spills: Cell::new(0),
             turns: RefCell::default(),
             turn_over: Signal::default(),
-            disk: RefCell::new(disk),
+            disk: RefCell::new(disk.map(Rc::new)),
             asked: Cell::new(number),
             is_draining: Cell::new(false),
         })
@@ -132,12 +123,12 @@ impl Shard {
     }
 
     /// Its disk, if it has one.
-    pub(crate) fn disk(&self) -> Option<Rc<Disk>> {
+    pub(crate) fn disk(&self) -> Option<Rc<DiskClient>> {
         self.disk.borrow().clone()
     }
 
-    /// Lets the disk go once nothing is read from it or written to it any more. False if something still
-    /// is at `deadline`.
+    /// Lets the disk go once nothing is read from it or written to it any more, and ends its thread. False
+    /// if something still is at `deadline`.
     pub async fn close_disk(&self, deadline: Instant) -> bool {
         let Some(disk) = self.disk.take() else { return true };
         while Rc::strong_count(&disk) > 1 {
@@ -146,7 +137,15 @@ impl Shard {
             }
             glommio::timer::sleep(CLOSE_LOOK).await;
         }
-        true
+        let ended = async {
+            disk.end().await;
+            true
+        };
+        let late = async {
+            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+            false
+        };
+        futures_lite::future::or(ended, late).await
     }
 
     /// What all shards share.

@@ -1,18 +1,17 @@
 //! The disk at the daemon's start and end: what is on it goes to the shards that own it.
 //!
-//! Devices are opened and recovered once, before any shard begins; each shard then reads and writes
-//! them by a ring of its own.
+//! Devices are opened and recovered once, before any shard begins; then each shard has a thread that
+//! reads and writes them for it, by a ring of its own.
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use glommio::{LocalExecutorBuilder, Placement};
 
-use super::RING_BYTES;
 use crate::config::Config;
+use crate::disk::client::DiskClient;
 use crate::disk::file::{DiskFile, OpenError};
 use crate::disk::index::IndexThread;
 use crate::disk::place::Place;
@@ -20,11 +19,12 @@ use crate::disk::record::Secret;
 use crate::disk::recovery::Found;
 use crate::disk::ring::{Ring, RingDevice};
 use crate::disk::start::{self, Started};
+use crate::disk::thread::{DiskThread, RING_BYTES};
 use crate::disk::tier::Tier;
-use crate::disk::{Event, Limits};
+use crate::disk::{Disk, Event, Limits};
 use crate::key::Key;
 use crate::request::Request;
-use crate::shard::{Disk, House};
+use crate::shard::House;
 
 /// Why the disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -132,19 +132,26 @@ impl Recovered {
 }
 
 impl Share {
-    /// The shard's disk, on the shard's own thread.
+    /// The shard's end of its disk, and the thread at the other end. On the daemon's first thread: a
+    /// shard may be pinned, and what it starts would be pinned with it.
     ///
     /// # Errors
-    /// The system gives no ring.
-    pub fn open(&self, house: &House) -> std::io::Result<Rc<Disk>> {
-        let devices = devices(&self.files)?;
+    /// The system gives no thread, or no ring.
+    pub fn start(&self, house: &House) -> Result<(DiskClient, DiskThread), DiskStartError> {
+        let (tier, files, limits) = (self.tier.clone(), self.files.clone(), self.limits);
         let told = house.clone();
-        let events = move |event| {
-            let (Event::Dropped { key, .. } | Event::Moved { key, .. }) = event;
-            told.tell(key, Request::Disk(event));
+        let open = move || {
+            let events = move |event| {
+                let (Event::Dropped { key, .. } | Event::Moved { key, .. }) = event;
+                told.tell(key, Request::Disk(event));
+            };
+            Ok(Disk::new(tier, devices(&files)?, limits, events))
         };
-        let disk = Disk::new(self.tier.clone(), devices, self.limits, Instant::now(), events);
-        Ok(Rc::new(disk))
+        let thread = DiskThread::start(&format!("disk-{}", self.limits.shard), open);
+        let thread = thread.map_err(DiskStartError::Ring)?;
+        let orders = thread.orders.clone();
+        let client = DiskClient::new(orders, self.tier.clone(), &self.limits, Instant::now());
+        Ok((client, thread))
     }
 }
 

@@ -157,7 +157,7 @@ impl Shard {
     ) -> Result<Option<Lease>, StoreError> {
         let Some(disk) = self.disk() else { return Ok(None) };
         let slot = self.reserve(key, place.len as usize).await?;
-        match disk.read(key, &place, slot).await {
+        match disk.read(key, place, slot).await {
             Ok((about, slot)) => {
                 let block = Block::seal(slot, key, about.parent, about.label).with_hash(about.hash);
                 Ok(Some(self.arrived(block, place)))

@@ -23,6 +23,14 @@ struct Turn {
     key: Key,
 }
 
+/// What a block finds that reached the disk.
+enum Reached {
+    /// It is the one its key means; the place is where an older copy lies.
+    Known(Option<Place>),
+    /// It was removed or replaced meanwhile.
+    Late,
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         self.shard.turns.borrow_mut().remove(&self.key);
@@ -43,9 +51,11 @@ impl Shard {
             let key = block.key();
             let _turn = shard.turn(key).await;
             let place = disk.write(block.clone()).await?;
-            if !shard.reached_disk(&block, place) {
-                // Removed or replaced meanwhile: what was written must not come back after a crash.
-                disk.remove(key, &place).await?;
+            match shard.reached_disk(&block, place) {
+                Reached::Known(None) => {}
+                Reached::Known(Some(old)) => disk.forget(key, old).await,
+                // What was written must not come back after a crash.
+                Reached::Late => disk.remove(key, place).await?,
             }
             Ok::<_, DiskError>(())
         });
@@ -61,7 +71,7 @@ impl Shard {
         let shard = self.clone();
         let task = glommio::spawn_local(async move {
             let _turn = shard.turn(key).await;
-            disk.remove(key, &place).await
+            disk.remove(key, place).await
         });
         task.await.map_err(|error| StoreError::Disk(error.to_string()))
     }
@@ -78,19 +88,15 @@ impl Shard {
         }
     }
 
-    /// Notes where the block lies on disk. False if it is not the one any more that its key means.
-    fn reached_disk(&self, block: &Lease, place: Place) -> bool {
+    /// Notes where the block lies on disk.
+    fn reached_disk(&self, block: &Lease, place: Place) -> Reached {
         let state = &mut *self.state.borrow_mut();
         let is_same = |entry: &Entry<Place>| {
             entry.ram.as_ref().is_some_and(|ram| ram.offset() == block.offset())
         };
         let known = state.index.find(&block.key()).filter(|(_, entry)| is_same(entry));
-        let Some((id, _)) = known else { return false };
-        let old = self.alter(state, id, |entry| entry.disk.replace(place)).flatten();
-        if let (Some(old), Some(disk)) = (old, self.disk()) {
-            disk.forget(block.key(), &old);
-        }
-        true
+        let Some((id, _)) = known else { return Reached::Late };
+        Reached::Known(self.alter(state, id, |entry| entry.disk.replace(place)).flatten())
     }
 
     /// Whether the victim should be written before it leaves RAM.
@@ -157,7 +163,8 @@ impl Shard {
                     }
                     None => {
                         if let Some(disk) = self.disk() {
-                            disk.forget(key, &to);
+                            glommio::spawn_local(async move { disk.forget(key, to).await })
+                                .detach();
                         }
                     }
                 }
@@ -210,7 +217,7 @@ impl Shard {
                 kept += usize::from(write.await);
             }
         }
-        disk.close();
+        disk.close().await;
         kept
     }
 }

@@ -45,7 +45,7 @@ impl Shard {
     async fn verify_on_disk(self: &Rc<Self>, key: Key, place: Place) -> Result<bool, StoreError> {
         let Some(disk) = self.disk() else { return Ok(true) };
         let slot = self.reserve(key, place.len as usize).await?;
-        match disk.read(key, &place, slot).await {
+        match disk.read(key, place, slot).await {
             // Given up or moved meanwhile: no fault of the block's.
             Ok(_) | Err(DiskError::Gone) => Ok(true),
             Err(error) => {

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use glommio::{LocalExecutorBuilder, spawn_local};
 use kvstore::disk::device::{Buffer, Pages};
@@ -49,7 +48,7 @@ fn with_disk(folder: &Path, test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key
                 println!("dropped {}", key.name.0[0]);
             }
         };
-        let disk = Rc::new(Disk::new(Arc::clone(&tier), devices, limits, Instant::now(), said));
+        let disk = Rc::new(Disk::new(Arc::clone(&tier), devices, limits, said));
         test(disk.clone(), places).await;
         disk.close();
         driver.cancel().await;

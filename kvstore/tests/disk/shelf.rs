@@ -6,7 +6,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::time::Instant;
 
 use kvstore::disk::device::{Buffer, Pages};
 use kvstore::disk::place::Place;
@@ -97,7 +96,7 @@ impl Shelf {
         };
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 2, write_bytes_per_s: None };
         let tier = started.tier.clone();
-        let disk = Disk::new(started.tier, devices.to_vec(), limits, Instant::now(), events);
+        let disk = Disk::new(started.tier, devices.to_vec(), limits, events);
         Shelf { disk, known, report: started.report, tier, index: started.index }
     }
 
