@@ -6,9 +6,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use glommio::net::{TcpListener, TcpStream};
+use monoio::net::TcpListener;
 
+use crate::executor::{sleep, spawn};
+use crate::socket::Stream;
 use crate::store::Store;
 
 /// Longest head of a request.
@@ -25,10 +26,10 @@ pub async fn serve(listener: TcpListener, store: Store) {
     let open = Rc::new(Cell::new(0usize));
     loop {
         let stream = match listener.accept().await {
-            Ok(stream) => stream,
+            Ok((stream, _)) => Stream::from(stream),
             Err(error) => {
                 tracing::warn!(%error, "the metrics listener could not accept");
-                glommio::timer::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -37,21 +38,20 @@ pub async fn serve(listener: TcpListener, store: Store) {
         }
         open.set(open.get() + 1);
         let (store, open) = (store.clone(), open.clone());
-        glommio::spawn_local(async move {
+        spawn(async move {
             let late = async {
-                glommio::timer::sleep(CONNECTION_TIME_MAX).await;
+                sleep(CONNECTION_TIME_MAX).await;
                 Ok(())
             };
             // A scraper that hangs up early is its own problem.
             let _ = futures_lite::future::or(one(stream, store), late).await;
             open.set(open.get() - 1);
-        })
-        .detach();
+        });
     }
 }
 
 /// Reads one request and answers it.
-async fn one(mut stream: TcpStream, store: Store) -> std::io::Result<()> {
+async fn one(mut stream: Stream, store: Store) -> std::io::Result<()> {
     let mut head = Vec::new();
     let mut piece = [0; 1024];
     let path = loop {
@@ -90,13 +90,12 @@ fn path(head: &[u8]) -> Result<Option<String>, ()> {
     }
 }
 
-async fn answer(stream: &mut TcpStream, status: &str, body: &[u8]) -> std::io::Result<()> {
+async fn answer(stream: &mut Stream, status: &str, body: &[u8]) -> std::io::Result<()> {
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body).await?;
-    stream.flush().await
+    stream.write_all(body).await
 }

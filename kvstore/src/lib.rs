@@ -6,6 +6,7 @@
 //! * [`key`], [`namespace`], [`block`]: what a block is called, whose it is, what a lease on it is.
 //! * [`arena`]: the memory blocks lie in. [`eviction`]: who makes room for others.
 //! * [`index`], [`shard`]: one core's share. [`mesh`], [`request`]: how threads ask each other.
+//! * [`executor`], [`socket`]: what a shard and its doors run on; [`disk`] has threads of its own.
 //! * [`peer`]: blocks from and to other daemons.
 //! * [`store`]: all of it as a door sees it. [`server`]: the daemon put together.
 // Only the files named in dataplane/tests/tidy.rs may, and say why.
@@ -17,6 +18,7 @@ pub mod block;
 pub mod config;
 pub mod disk;
 pub mod eviction;
+pub mod executor;
 pub mod index;
 pub mod key;
 pub mod mesh;

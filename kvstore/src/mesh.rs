@@ -1,7 +1,7 @@
 //! Hand-over between threads: an inbox for each shard, and the answer to one request.
 //!
-//! Both are bounded rings of crossbeam with a waker, and know nothing of a runtime: a task of glommio
-//! and one of tokio wait the same way. What is sent is not looked at here.
+//! Both are bounded rings of crossbeam with a waker, and know nothing of a runtime: a task of a shard, of
+//! its disk's thread and of tokio wait the same way. What is sent is not looked at here.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -38,11 +38,11 @@ impl<T> Inbox<T> {
         Ok(())
     }
 
-    /// Puts `thing` in as soon as there is room.
-    pub async fn send_when_room(&self, mut thing: T) {
+    /// Puts `thing` in as soon as there is room. `pause` lets others on this thread go on meanwhile.
+    pub async fn send_when_room(&self, mut thing: T, pause: impl AsyncFn()) {
         while let Err(back) = self.send(thing) {
             thing = back;
-            futures_lite::future::yield_now().await;
+            pause().await;
         }
     }
 

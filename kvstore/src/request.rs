@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::arena::Slot;
 use crate::block::Lease;
 use crate::disk::Event;
+use crate::executor::spawn;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Reply;
 use crate::shard::{Reach, Shard};
@@ -177,5 +178,5 @@ fn later<F: Future<Output = ()> + 'static>(
     shard: &Rc<Shard>,
     work: impl FnOnce(Rc<Shard>) -> F + 'static,
 ) {
-    glommio::spawn_local(work(shard.clone())).detach();
+    spawn(work(shard.clone()));
 }

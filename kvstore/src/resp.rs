@@ -17,13 +17,16 @@ mod promise;
 pub mod reply;
 mod tls;
 pub mod user;
+mod watch;
 pub mod wire;
 
+use std::io::IoSlice;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Instant;
 
-use futures_lite::AsyncWriteExt;
-use glommio::net::{TcpListener, TcpStream};
+use monoio::net::{TcpListener, TcpStream};
 
 pub use self::door::{Door, DoorError};
 pub use self::tls::{TlsFileError, TlsFiles};
@@ -32,40 +35,49 @@ use self::client::Client;
 use self::connection::{Connection, Over};
 use self::door::Admission;
 use self::tls::Tls;
+use self::watch::Watchdog;
 use self::wire::Wire;
 use crate::admin::ACCEPT_PAUSE;
+use crate::executor::{sleep, spawn};
+use crate::socket::Stream;
 use crate::store::Store;
 
 /// Lets clients in on `listener`, for ever. Runs on each shard, with the store of its thread.
 pub async fn serve(door: Arc<Door>, listener: TcpListener, store: Store) {
+    let dog = Rc::new(Watchdog::default());
+    let looking = dog.clone();
+    spawn(async move {
+        loop {
+            sleep(watch::TICK).await;
+            looking.look(Instant::now());
+        }
+    });
     loop {
         match listener.accept().await {
-            Ok(stream) => match door.admit() {
+            Ok((stream, _)) => match door.admit() {
                 Some(admission) => {
-                    glommio::spawn_local(one(admission, stream, store.clone())).detach();
+                    spawn(one(admission, stream, store.clone(), dog.clone()));
                 }
-                None => {
-                    glommio::spawn_local(turn_away(stream)).detach();
-                }
+                None => turn_away(stream),
             },
             Err(error) => {
                 tracing::warn!(%error, "the RESP listener could not accept");
-                glommio::timer::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
 /// As redis says it. A client that does not take these few bytes at once goes without.
-async fn turn_away(mut stream: TcpStream) {
-    let _ = stream.set_write_timeout(Some(ACCEPT_PAUSE));
-    let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
+fn turn_away(stream: TcpStream) {
+    let line = [IoSlice::new(b"-ERR max number of clients reached\r\n")];
+    let _ = Stream::from(stream).poll_write(&mut Context::from_waker(Waker::noop()), &line);
 }
 
-async fn one(admission: Admission, stream: TcpStream, store: Store) {
+async fn one(admission: Admission, stream: TcpStream, store: Store, dog: Rc<Watchdog>) {
     let connections = store.house().stats.connections.with_label_values(&["resp"]);
     connections.inc();
-    match open(&admission, stream, store) {
+    match open(&admission, stream, store, &dog) {
         Ok(connection) => {
             let number = admission.number;
             match connection.serve().await {
@@ -78,10 +90,18 @@ async fn one(admission: Admission, stream: TcpStream, store: Store) {
     connections.dec();
 }
 
-fn open(admission: &Admission, stream: TcpStream, store: Store) -> std::io::Result<Connection> {
+fn open(
+    admission: &Admission,
+    stream: TcpStream,
+    store: Store,
+    dog: &Rc<Watchdog>,
+) -> std::io::Result<Connection> {
     let door = admission.door.clone();
     let session = door.tls.clone().map(Tls::new).transpose().map_err(std::io::Error::other)?;
-    let wire = Wire::new(stream, session.map(Box::new), door.config.pace())?;
-    let client = Client::new(door, store, admission.number, wire.peer()?);
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    let pace = door.config.pace();
+    let wire = Wire::new(stream.into(), session.map(Box::new), pace, dog.watch());
+    let client = Client::new(door, store, admission.number, peer);
     Ok(Connection::new(wire, client, Instant::now()))
 }

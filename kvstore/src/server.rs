@@ -1,6 +1,7 @@
 //! The daemon put together: arena, shards, doors; and how it stops.
 //!
-//! It owns the threads. Each shard is one glommio executor; the doors run on all of them.
+//! It owns the threads. Each shard is one executor of monoio's, on which its part of the doors runs, and
+//! has one of glommio's for its disk.
 
 mod disk;
 
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use glommio::{LocalExecutorBuilder, Placement};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use socket2::Socket;
 
 use disk::{DiskStartError, Restored};
@@ -19,7 +21,8 @@ use crate::arena::{Arena, ArenaError, HUGE_PAGE_BYTES, Memory, Pages};
 use crate::config::{Config, HugePages};
 use crate::disk::client::DiskClient;
 use crate::disk::index::IndexThread;
-use crate::disk::thread::{DiskThread, RING_BYTES};
+use crate::disk::thread::DiskThread;
+use crate::executor::{Executor, spawn};
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
@@ -78,7 +81,7 @@ pub enum StartError {
     Shard {
         /// Which.
         shard: usize,
-        /// Why, in glommio's words.
+        /// Why.
         reason: String,
     },
     /// The RESP door's users or certificates.
@@ -156,7 +159,7 @@ impl Server {
         let config = Arc::new(config);
         let mut shards = Vec::with_capacity(memories.len());
         for (number, memory) in memories.into_iter().enumerate() {
-            shards.push(spawn(Birth {
+            shards.push(start_shard(Birth {
                 number,
                 house: house.clone(),
                 memory,
@@ -265,23 +268,20 @@ fn house(config: &Config) -> Result<House, StartError> {
     })
 }
 
-fn spawn(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
+fn start_shard(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
     let shard = birth.number;
-    let placement = match birth.config.cpus.get(shard) {
-        Some(&cpu) => Placement::Fixed(cpu),
-        None => Placement::Unbound,
-    };
     let failed = move |reason: String| StartError::Shard { shard, reason };
     let (started, start) = std::sync::mpsc::sync_channel(1);
     let work = move || {
-        let executor = LocalExecutorBuilder::new(placement)
-            .name(&format!("shard-{shard}"))
-            .io_memory(RING_BYTES)
-            .make();
-        match executor {
+        let cpu = birth.config.cpus.get(shard);
+        let pinned = cpu.map_or(Ok(()), |&cpu| pin(cpu));
+        match pinned.and_then(|()| Executor::new()) {
             Ok(executor) => {
                 let _ = started.send(Ok(()));
-                executor.run(live(birth))
+                executor.run(live(birth)).unwrap_or_else(|error| {
+                    tracing::error!(shard, %error, "a shard's executor does not run");
+                    std::process::exit(1);
+                })
             }
             Err(error) => {
                 let _ = started.send(Err(error.to_string()));
@@ -300,6 +300,13 @@ fn spawn(birth: Birth) -> Result<JoinHandle<bool>, StartError> {
     }
 }
 
+/// Keeps this thread on one processor.
+fn pin(cpu: usize) -> std::io::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
+}
+
 /// The life of a shard's thread. False if its disk was still at work at the end.
 async fn live(birth: Birth) -> bool {
     let Birth { number, house, memory, config, metrics, native, resp, disk, stops } = birth;
@@ -309,18 +316,19 @@ async fn live(birth: Birth) -> bool {
         shard.restore(block.key, block.parent, block.place, block.children);
     }
     let store = Store::of_shard(shard.clone());
-    glommio::spawn_local(shard.clone().run()).detach();
-    if let Some(listener) = metrics {
-        glommio::spawn_local(admin::serve(adopt_tcp(listener), store.clone())).detach();
+    spawn(shard.clone().run());
+    // A socket that listens already is adopted without asking the system anything.
+    if let Some(listener) = metrics.and_then(|socket| adopt_tcp(socket).ok()) {
+        spawn(admin::serve(listener, store.clone()));
     }
     if let Some(hall) = native {
-        glommio::spawn_local(door::serve(hall, number, store.clone())).detach();
+        spawn(door::serve(hall, number, store.clone()));
     }
-    if let Some((door, socket)) = resp {
-        glommio::spawn_local(resp::serve(door, adopt_tcp(socket), store)).detach();
+    if let Some((door, socket)) = resp
+        && let Ok(listener) = adopt_tcp(socket)
+    {
+        spawn(resp::serve(door, listener, store));
     }
-    // Waiting for a message and not for a time: with a timer, each wait of the executor costs two more
-    // entries of its ring.
     stops[number].receive().await;
     shard.drain();
     let deadline = Instant::now() + Duration::from_secs(config.limits.stop_s_max);

@@ -25,6 +25,7 @@ use crate::arena::Memory;
 use crate::config::Limits;
 use crate::disk::client::DiskClient;
 use crate::eviction::Eviction;
+use crate::executor::{breath, sleep, spawn};
 use crate::index::Index;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Inbox;
@@ -66,7 +67,12 @@ impl House {
         let shard = key.shard(self.inboxes.len());
         let Err(request) = self.inboxes[shard].send(request) else { return };
         let inboxes = self.inboxes.clone();
-        glommio::spawn_local(async move { inboxes[shard].send_when_room(request).await }).detach();
+        spawn(async move { inboxes[shard].send_when_room(request, breath).await });
+    }
+
+    /// The inbox of the shard of `key`.
+    pub fn inbox(&self, key: &Key) -> &Inbox<Request> {
+        &self.inboxes[key.shard(self.inboxes.len())]
     }
 }
 
@@ -135,14 +141,14 @@ impl Shard {
             if Instant::now() >= deadline {
                 return false;
             }
-            glommio::timer::sleep(CLOSE_LOOK).await;
+            sleep(CLOSE_LOOK).await;
         }
         let ended = async {
             disk.end().await;
             true
         };
         let late = async {
-            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+            sleep(deadline.saturating_duration_since(Instant::now())).await;
             false
         };
         futures_lite::future::or(ended, late).await
@@ -155,7 +161,7 @@ impl Shard {
 
     /// Serves requests of other threads, for ever.
     pub async fn run(self: Rc<Self>) {
-        glommio::spawn_local(self.clone().watch_memory()).detach();
+        spawn(self.clone().watch_memory());
         loop {
             let request = self.house.inboxes[self.number].receive().await;
             serve(&self, request);

@@ -43,7 +43,7 @@ impl Signal {
         .await;
     }
 
-    /// As [`Signal::rung_since`], on glommio's clock; false if `deadline` came first.
+    /// As [`Signal::rung_since`], on the clock of this thread's executor; false if `deadline` came first.
     pub async fn rung_before(&self, rings: u64, deadline: Option<Instant>) -> bool {
         let Some(deadline) = deadline else {
             self.rung_since(rings).await;
@@ -58,7 +58,7 @@ impl Signal {
             true
         };
         let late = async {
-            glommio::timer::sleep(left).await;
+            crate::executor::sleep(left).await;
             false
         };
         futures_lite::future::or(rung, late).await

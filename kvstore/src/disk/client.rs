@@ -16,6 +16,7 @@ use super::tier::{Tier, count};
 use super::{DiskError, Limits};
 use crate::arena::Slot;
 use crate::block::{Block, Lease};
+use crate::executor::breath;
 use crate::key::Key;
 use crate::mesh::{Inbox, Reply, reply};
 
@@ -155,6 +156,6 @@ impl DiskClient {
     }
 
     async fn order(&self, order: Order) {
-        self.orders.send_when_room(order).await;
+        self.orders.send_when_room(order, breath).await;
     }
 }

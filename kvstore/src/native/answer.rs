@@ -11,6 +11,7 @@ use super::gather::gather;
 use super::leases::Leases;
 use super::staging::Staging;
 use crate::block::Lease;
+use crate::executor::{sleep, spawn};
 use crate::key::{Key, Name};
 use crate::namespace::Namespace;
 use crate::store::{About, Store, StoreError, Tier};
@@ -240,15 +241,14 @@ async fn drain(client: &Client) -> Result<Answer, Fault> {
         return Err(Fault::NotAllowed);
     }
     client.store.drain().await;
-    glommio::spawn_local(async {
+    spawn(async {
         // The answer goes first.
-        glommio::timer::sleep(DRAIN_PAUSE).await;
+        sleep(DRAIN_PAUSE).await;
         let own = nix::unistd::Pid::this();
         if let Err(error) = nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGTERM) {
             tracing::error!(%error, "drained, but cannot end; send SIGTERM");
         }
-    })
-    .detach();
+    });
     Ok(Answer::Draining)
 }
 

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,8 +15,6 @@ use std::time::Duration;
 
 use dataplane::kv::ring::RING_BYTES;
 use dataplane::kv::{self, Answer, BATCH_MAX, Decoder, Fault, KvError, Request, VERSION};
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::UnixStream;
 
 use super::answer::{Client, answer};
 use super::door::{Guest, Hall};
@@ -25,8 +23,9 @@ use super::leases::Leases;
 use super::poller::Poller;
 use super::ring::{OutOfStep, Ring};
 use super::staging::Staging;
+use crate::executor::{breath, sleep};
 use crate::namespace::Namespaces;
-use crate::socket::adopt_unix;
+use crate::socket::Stream;
 use crate::store::{Store, StoreError};
 
 /// A client that says nothing for so long after it connected is let go.
@@ -39,8 +38,6 @@ const OUT_BYTES_MAX: usize = 1 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// Reads before other connections have their turn.
 const READS_PER_TURN_MAX: usize = 16;
-/// Long enough for the executor to look at every other connection's socket.
-const BREATH: Duration = Duration::from_nanos(1);
 
 type Work = Pin<Box<dyn Future<Output = (u64, Answer)>>>;
 
@@ -60,7 +57,7 @@ pub async fn serve(guest: Guest, hall: &Hall, store: Store) {
     let (socket, _count) = guest.into_parts();
     let _open = Open::new(&store);
     let late = async {
-        glommio::timer::sleep(GREETING_TIME_MAX).await;
+        sleep(GREETING_TIME_MAX).await;
         Err(GreetingError::Gone(io::ErrorKind::TimedOut.into()))
     };
     let (client, line) = match futures_lite::future::or(greet(socket, hall, store), late).await {
@@ -104,7 +101,7 @@ async fn greet(
 ) -> Result<(Rc<Client>, Line), GreetingError> {
     let words = socket.try_clone()?;
     let peer = rustix::net::sockopt::socket_peercred(&words)?;
-    let stream = adopt_unix(socket);
+    let stream = Stream::of_unix(socket)?;
     let hello = greeting::hear(&stream, words.as_fd()).await;
     let id = hello.as_ref().map_or(0, |hello| hello.id);
     let is_admin = peer.uid == rustix::process::geteuid() || peer.uid.is_root();
@@ -174,7 +171,7 @@ fn admit(
 
 /// The bytes of a connection and what is at work for it.
 struct Line {
-    stream: UnixStream,
+    stream: Stream,
     decoder: Decoder,
     buffer: Box<[u8]>,
     out: Vec<u8>,
@@ -194,7 +191,7 @@ enum Turn {
 }
 
 impl Line {
-    fn new(stream: UnixStream, decoder: Decoder, poller: Option<Poller>) -> Line {
+    fn new(stream: Stream, decoder: Decoder, poller: Option<Poller>) -> Line {
         let buffer = vec![0; READ_BYTES].into_boxed_slice();
         Line { stream, decoder, buffer, out: Vec::new(), written: 0, working: Vec::new(), poller }
     }
@@ -203,7 +200,7 @@ impl Line {
     async fn live(mut self, client: &Rc<Client>) -> Line {
         loop {
             match poll_fn(|context| self.poll_turn(context, client)).await {
-                Ok(Turn::Breath) => glommio::timer::sleep(BREATH).await,
+                Ok(Turn::Breath) => breath().await,
                 Ok(Turn::Over) => return self,
                 Err(error @ (End::Wire(_) | End::Ring(_))) => {
                     tracing::debug!(%error, "a native client spoke nonsense");
@@ -242,7 +239,7 @@ impl Line {
             if !is_begun {
                 continue;
             }
-            match Pin::new(&mut self.stream).poll_read(context, &mut self.buffer) {
+            match self.stream.poll_read(context, &mut self.buffer) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Turn::Over)),
                 Poll::Ready(Ok(read)) => self.decoder.push(&self.buffer[..read]),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
@@ -309,8 +306,8 @@ impl Line {
     /// Writes until the socket is full or nothing is left.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Result<(), End> {
         while self.written < self.out.len() {
-            let left = &self.out[self.written..];
-            match Pin::new(&mut self.stream).poll_write(context, left) {
+            let left = [IoSlice::new(&self.out[self.written..])];
+            match self.stream.poll_write(context, &left) {
                 Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Poll::Ready(Ok(written)) => self.written += written,
                 Poll::Ready(Err(error)) => return Err(error.into()),

@@ -1,8 +1,8 @@
 //! The socket of the native door: bound before the daemon says it runs, accepted on a thread of its own
 //! that sleeps in `accept`, and handed to the shards in turn.
 //!
-//! glommio would accept too, but gives out streams without their descriptor, and descriptors must be
-//! passed over this one.
+//! One socket is accepted from for all shards, and a thread that sleeps in `accept` is the plainest way to
+//! hand its connections out evenly.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -18,6 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::connection;
 use crate::admin::ACCEPT_PAUSE;
 use crate::arena::Arena;
+use crate::executor::spawn;
 use crate::mesh::Inbox;
 use crate::store::Store;
 
@@ -148,7 +149,7 @@ pub async fn serve(hall: Arc<Hall>, number: usize, store: Store) {
     loop {
         let guest = hall.inboxes[number].receive().await;
         let (hall, store) = (hall.clone(), store.clone());
-        glommio::spawn_local(async move { connection::serve(guest, &hall, store).await }).detach();
+        spawn(async move { connection::serve(guest, &hall, store).await });
     }
 }
 

@@ -8,12 +8,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use dataplane::kv::{self, Answer, Decoder, Fault, KvError, Request, VERSION};
-use glommio::net::UnixStream;
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+
+use crate::socket::Stream;
 
 /// A Hello with its text is shorter than this.
 const HELLO_BYTES_MAX: usize = 4096;
@@ -63,15 +64,16 @@ pub struct Hello {
 ///
 /// # Errors
 /// Any [`GreetingError`].
-pub async fn hear(stream: &UnixStream, socket: BorrowedFd<'_>) -> Result<Hello, GreetingError> {
+pub async fn hear(stream: &Stream, socket: BorrowedFd<'_>) -> Result<Hello, GreetingError> {
     let (mut decoder, mut fds) = (Decoder::default(), Vec::new());
     loop {
-        // glommio can wait for bytes but knows nothing of descriptors: it looks, and the call below takes.
-        if stream.peek(&mut [0]).await.map_err(std::io::Error::from)? == 0 {
-            return Err(Errno::PIPE.into());
-        }
+        stream.readable().await?;
         let mut bytes = [0; HELLO_BYTES_MAX];
-        let received = receive(socket, &mut bytes, &mut fds)?;
+        let received = match receive(socket, &mut bytes, &mut fds)? {
+            None => continue,
+            Some(0) => return Err(Errno::PIPE.into()),
+            Some(received) => received,
+        };
         decoder.push(&bytes[..received]);
         let held = decoder.held_bytes();
         let (id, request) = match decoder.poll_frame()? {
@@ -99,17 +101,18 @@ pub async fn hear(stream: &UnixStream, socket: BorrowedFd<'_>) -> Result<Hello, 
     }
 }
 
+/// What is there; none if nothing is after all.
 fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-) -> Result<usize, GreetingError> {
+) -> Result<Option<usize>, GreetingError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = match recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
         // Whoever else was woken by the same bytes: nobody, but then we look again.
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
         other => other?.bytes,
     };
     for message in control.drain() {
@@ -119,7 +122,7 @@ fn receive(
     }
     // One is of use; a client that sends one with each byte keeps none of them open here.
     fds.truncate(FDS_MAX);
-    Ok(received)
+    Ok(Some(received))
 }
 
 /// Answers, and passes `fds` with it. Nothing was sent on the socket before, so there is room.

@@ -9,6 +9,7 @@ use dataplane::kv::Fault;
 use rustix::fs::SealFlags;
 
 use crate::arena::Slot;
+use crate::executor::breath;
 
 /// Copied before others on the shard have their turn: about 0.2 ms of memory bandwidth.
 const COPY_BYTES: usize = 1 << 20;
@@ -60,7 +61,7 @@ impl Staging {
                 Err(_) => return Err(Fault::OutsideStaging),
             }
             if done < bytes.len() {
-                glommio::executor().yield_now().await;
+                breath().await;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! It reads certificates and keys at start and keeps what is encrypted and not yet sent. TLS costs a
 //! copy each way; who needs none listens on loopback. There is no switch that verifies less.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,8 +13,8 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use serde::Deserialize;
 
 use super::reply::Output;
-use super::wire::Socket;
 use crate::pem::{PemError, certificates, private_key};
+use crate::socket::Stream;
 
 /// Ciphertext read at a time: one record.
 const INBOUND_BYTES: usize = 17 << 10;
@@ -97,7 +97,7 @@ impl Tls {
     /// Reads plaintext into `buffer`; sends what the handshake needs.
     pub(super) fn poll_read(
         &mut self,
-        socket: &mut Socket,
+        socket: &mut Stream,
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
@@ -132,7 +132,7 @@ impl Tls {
     /// Encrypts and writes all of `output`, and what the session itself has to say.
     pub(super) fn poll_write(
         &mut self,
-        socket: &mut Socket,
+        socket: &mut Stream,
         context: &mut Context<'_>,
         output: &mut Output,
     ) -> Poll<io::Result<()>> {
@@ -150,13 +150,13 @@ impl Tls {
 
     fn poll_flush(
         &mut self,
-        socket: &mut Socket,
+        socket: &mut Stream,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
             while self.sent < self.outbound.len() {
-                let left = &self.outbound[self.sent..];
-                self.sent += ready!(socket.poll_write_bytes(context, left))?;
+                let left = [IoSlice::new(&self.outbound[self.sent..])];
+                self.sent += ready!(socket.poll_write(context, &left))?;
             }
             self.outbound.clear();
             self.sent = 0;

@@ -6,19 +6,13 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, sendmsg};
-
 use super::reply::{Output, PIECES_PER_WRITE_MAX};
 use super::tls::Tls;
+use super::watch::Watched;
+use crate::socket::Stream;
 
 /// How slow a client may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,31 +33,27 @@ impl Pace {
 
 /// The socket of one client.
 pub struct Wire {
-    socket: Socket,
+    stream: Stream,
     tls: Option<Box<Tls>>,
     pace: Pace,
-    /// Since when, with how many bytes, the client has been reading what it has not read to the end.
-    writing: Option<(Instant, u64)>,
+    watch: Watched,
+    writing: Option<Writing>,
+}
+
+/// A reply that the client has not read to the end.
+#[derive(Clone, Copy)]
+struct Writing {
+    since: Instant,
+    /// Bytes that were sent before.
+    from: u64,
+    /// Bytes that were sent when some last were.
+    sent: u64,
 }
 
 impl Wire {
-    /// A client's socket, just accepted; with `tls` its first bytes are a handshake.
-    ///
-    /// # Errors
-    /// When the socket is of no use any more.
-    pub(super) fn new(stream: TcpStream, tls: Option<Box<Tls>>, pace: Pace) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(pace.stall))?;
-        let socket = Socket { stream, is_waiting: false };
-        Ok(Self { socket, tls, pace, writing: None })
-    }
-
-    /// Who is at the other end.
-    ///
-    /// # Errors
-    /// When it is there no more.
-    pub fn peer(&self) -> io::Result<SocketAddr> {
-        Ok(self.socket.stream.peer_addr()?)
+    /// A client's socket; with `tls` its first bytes are a handshake.
+    pub(super) fn new(stream: Stream, tls: Option<Box<Tls>>, pace: Pace, watch: Watched) -> Self {
+        Self { stream, tls, pace, watch, writing: None }
     }
 
     /// Reads at least a byte, but 0 at the end, into `buffer`; until then it writes `output`. A full
@@ -78,20 +68,22 @@ impl Wire {
         output: &mut Output,
         patience: Option<Duration>,
     ) -> io::Result<usize> {
-        let patience = patience.map(|wait| wait.max(Duration::from_millis(1)));
-        self.socket.stream.set_read_timeout(patience)?;
-        poll_fn(|context| {
+        self.watch.read_by(patience.map(|wait| Instant::now() + wait));
+        let read = poll_fn(|context| {
             match self.poll_write(context, output) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if output.is_full() => return Poll::Pending,
                 _ => {}
             }
-            match &mut self.tls {
-                None => self.socket.poll_read(context, buffer),
-                Some(tls) => tls.poll_read(&mut self.socket, context, buffer),
-            }
+            let read = match &mut self.tls {
+                None => self.stream.poll_read(context, buffer),
+                Some(tls) => tls.poll_read(&mut self.stream, context, buffer),
+            };
+            self.in_time(context, read)
         })
-        .await
+        .await;
+        self.watch.read_by(None);
+        read
     }
 
     /// Writes all of `output`.
@@ -111,80 +103,55 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         let written = match &mut self.tls {
-            None => self.socket.poll_write(context, output),
-            Some(tls) => tls.poll_write(&mut self.socket, context, output),
+            None => poll_write_all(&mut self.stream, context, output),
+            Some(tls) => tls.poll_write(&mut self.stream, context, output),
         };
         if written.is_ready() {
-            self.writing = None;
+            if self.writing.take().is_some() {
+                self.watch.write_by(None);
+            }
             return written;
         }
-        let (since, sent) = *self.writing.get_or_insert((Instant::now(), output.sent_bytes()));
-        if since.elapsed() > self.pace.allows(output.sent_bytes() - sent) {
+        self.note_writing(output.sent_bytes());
+        self.in_time(context, written)
+    }
+
+    /// Sets the time by which more must have gone: a stall after the last, and what the pace allows.
+    fn note_writing(&mut self, sent: u64) {
+        if self.writing.is_some_and(|writing| writing.sent == sent) {
+            return;
+        }
+        let now = Instant::now();
+        let writing = self.writing.get_or_insert(Writing { since: now, from: sent, sent });
+        writing.sent = sent;
+        let in_all = writing.since + self.pace.allows(sent - writing.from);
+        self.watch.write_by(Some(in_all.min(now + self.pace.stall)));
+    }
+
+    /// What waits is over when the watchdog says so.
+    fn in_time<T>(
+        &self,
+        context: &mut Context<'_>,
+        waits: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if waits.is_pending() && self.watch.is_late(context.waker()) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Poll::Pending
+        waits
     }
 }
 
-/// The socket below TLS, or without it.
-pub(super) struct Socket {
-    stream: TcpStream,
-    /// The kernel had no room; glommio waits for some, and must be the next to write.
-    is_waiting: bool,
-}
-
-impl Socket {
-    /// Reads what is there.
-    pub(super) fn poll_read(
-        &mut self,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-
-    /// Writes all of `output`, many pieces by one system call.
-    pub(super) fn poll_write(
-        &mut self,
-        context: &mut Context<'_>,
-        output: &mut Output,
-    ) -> Poll<io::Result<()>> {
-        while !output.is_empty() {
-            let sent = if self.is_waiting { None } else { self.send(output)? };
-            let sent = match sent {
-                Some(sent) => sent,
-                None => ready!(self.poll_write_bytes(context, output.first()))?,
-            };
-            output.advance(sent);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes some of `bytes`, and waits for room if there is none.
-    pub(super) fn poll_write_bytes(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.is_waiting = true;
-        let sent = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
-        self.is_waiting = false;
-        match sent {
-            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            sent => Poll::Ready(Ok(sent)),
-        }
-    }
-
-    /// One system call. `None` when the kernel has no room.
-    fn send(&self, output: &Output) -> io::Result<Option<usize>> {
+/// Writes all of `output`, many pieces by one system call.
+fn poll_write_all(
+    stream: &mut Stream,
+    context: &mut Context<'_>,
+    output: &mut Output,
+) -> Poll<io::Result<()>> {
+    while !output.is_empty() {
         let mut slices = [IoSlice::new(&[]); PIECES_PER_WRITE_MAX];
         let count = output.slices(&mut slices);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let fd = self.stream.as_raw_fd();
-        match sendmsg::<()>(fd, &slices[..count], &[], flags, None) {
-            Ok(sent) => Ok(Some(sent)),
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        let sent = ready!(stream.poll_write(context, &slices[..count]))?;
+        output.advance(sent);
     }
+    Poll::Ready(Ok(()))
 }

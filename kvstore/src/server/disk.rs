@@ -8,6 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_lite::future::yield_now;
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::config::Config;
@@ -143,7 +144,10 @@ impl Share {
         let open = move || {
             let events = move |event| {
                 let (Event::Dropped { key, .. } | Event::Moved { key, .. }) = event;
-                told.tell(key, Request::Disk(event));
+                let Err(request) = told.inbox(&key).send(Request::Disk(event)) else { return };
+                let told = told.clone();
+                let send = async move { told.inbox(&key).send_when_room(request, yield_now).await };
+                glommio::spawn_local(send).detach();
             };
             Ok(Disk::new(tier, devices(&files)?, limits, events))
         };

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::{Place, Shard};
 use crate::block::{Block, Lease};
 use crate::disk::DiskError;
+use crate::executor::spawn;
 use crate::key::Key;
 use crate::peer::fetch::Fetched;
 use crate::signal::Signal;
@@ -100,7 +101,7 @@ impl Shard {
         let load = Rc::new(Load::default());
         self.loading.borrow_mut().insert(key, load.clone());
         let (shard, running) = (self.clone(), load.clone());
-        glommio::spawn_local(async move {
+        spawn(async move {
             let outcome = shard.bring(key, place, reach, &running, deadline).await;
             let mut loading = shard.loading.borrow_mut();
             if loading.get(&key).is_some_and(|load| Rc::ptr_eq(load, &running)) {
@@ -109,8 +110,7 @@ impl Shard {
             drop(loading);
             running.outcome.replace(Some(outcome));
             running.over.ring();
-        })
-        .detach();
+        });
         Ok(Some(load))
     }
 

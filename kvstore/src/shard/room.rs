@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::spill::SPILLS_MAX;
 use super::{Shard, State};
 use crate::arena::{MemoryError, Slot, padded_bytes};
+use crate::executor::breath;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::reply;
 use crate::namespace::Namespace;
@@ -66,7 +67,7 @@ impl Shard {
     /// Whether a block may have lost its last child: one is on its way to tell us, or another shard let a
     /// leaf go. Shards are asked by turns, each once.
     async fn has_leaf_soon(&self, rings: u64, of: Option<NamespaceId>) -> bool {
-        glommio::executor().yield_now().await;
+        breath().await;
         if self.room.rings() != rings {
             return true;
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::{Place, Shard, State};
 use crate::block::Lease;
 use crate::disk::{DiskError, Event};
+use crate::executor::spawn;
 use crate::index::Entry;
 use crate::key::Key;
 use crate::namespace::WritePolicy;
@@ -47,7 +48,7 @@ impl Shard {
         let Some(disk) = self.disk() else { return Err(StoreError::NoDisk) };
         let shard = self.clone();
         // A task of its own: a client that hangs up must not leave half a record.
-        let task = glommio::spawn_local(async move {
+        let task = spawn(async move {
             let key = block.key();
             let _turn = shard.turn(key).await;
             let place = disk.write(block.clone()).await?;
@@ -69,7 +70,7 @@ impl Shard {
     pub(super) async fn erase(self: &Rc<Self>, key: Key, place: Place) -> Result<(), StoreError> {
         let Some(disk) = self.disk() else { return Ok(()) };
         let shard = self.clone();
-        let task = glommio::spawn_local(async move {
+        let task = spawn(async move {
             let _turn = shard.turn(key).await;
             disk.remove(key, place).await
         });
@@ -118,7 +119,7 @@ impl Shard {
         let touches = entry.touches;
         self.spills.set(self.spills.get() + 1);
         let shard = self.clone();
-        glommio::spawn_local(async move {
+        spawn(async move {
             let key = block.key();
             let written = shard.write_down(block.clone()).await;
             if let Err(error) = &written {
@@ -129,8 +130,7 @@ impl Shard {
             shard.leave_ram(key, offset, touches);
             shard.spills.set(shard.spills.get() - 1);
             shard.room.ring();
-        })
-        .detach();
+        });
     }
 
     /// Ends a spill. A block that was used meanwhile goes back into the eviction's order.
@@ -163,8 +163,7 @@ impl Shard {
                     }
                     None => {
                         if let Some(disk) = self.disk() {
-                            glommio::spawn_local(async move { disk.forget(key, to).await })
-                                .detach();
+                            spawn(async move { disk.forget(key, to).await });
                         }
                     }
                 }
@@ -211,7 +210,7 @@ impl Shard {
             }
             let writes = blocks.iter().map(|block| {
                 let (shard, block) = (self.clone(), block.clone());
-                glommio::spawn_local(async move { shard.write_down(block).await.is_ok() })
+                spawn(async move { shard.write_down(block).await.is_ok() })
             });
             for write in writes.collect::<Vec<_>>() {
                 kept += usize::from(write.await);

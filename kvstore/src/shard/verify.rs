@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{Place, Shard};
 use crate::block::Block;
 use crate::disk::DiskError;
+use crate::executor::breath;
 use crate::key::Key;
 use crate::store::StoreError;
 
@@ -62,7 +63,7 @@ async fn is_right(block: &Block) -> bool {
     let mut hasher = blake3::Hasher::new();
     for piece in block.bytes().chunks(PIECE_BYTES) {
         hasher.update(piece);
-        glommio::executor().yield_now().await;
+        breath().await;
     }
     let hash = *hasher.finalize().as_bytes();
     match block.known_hash() {

@@ -10,6 +10,7 @@ use super::super::pattern::fits;
 use super::super::reply::Protocol;
 use super::super::user::STANDARD_USER;
 use super::Call;
+use crate::executor::sleep;
 
 /// The version of redis whose commands these are; clients choose what they send by it.
 const REDIS_VERSION: &str = "7.0.0";
@@ -47,7 +48,7 @@ impl Call<'_> {
         let edition = self.client.door.users.edition();
         let Some(user) = self.client.door.users.log_in(name, password) else {
             self.client.login_failures += 1;
-            glommio::timer::sleep(LOGIN_FAILURE_PAUSE).await;
+            sleep(LOGIN_FAILURE_PAUSE).await;
             return Err("WRONGPASS invalid username-password pair or user is disabled.".to_owned());
         };
         self.client.log_in(user, edition).map_err(|error| store_refusal(&error))
