@@ -1,7 +1,8 @@
 //! The NVMe tier beside `fio`, in one run: the same file system, block size, depth and bytes.
 //!
-//! `cargo bench -p kvstore --bench disk -- FOLDER` (default: a temporary folder). Rounds alternate; the
-//! ratios of each round and their median are printed. `fio` reads and writes bytes that nobody looks
+//! `cargo bench -p kvstore --bench disk -- --folder=FOLDER` (default: a temporary folder). With
+//! `--only=fio,ring` others are left out, with `--writes` nothing is read. Rounds alternate; the ratios
+//! of each round and their median are printed. `fio` reads and writes bytes that nobody looks
 //! at; the tier hashes each block, writes its record, and says when it is durable. Two ways to the
 //! device are compared: glommio's `DmaFile`, which copies, and the ring of our own, which does not.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
@@ -18,9 +19,10 @@ use glommio::io::{DmaFile, OpenOptions};
 use glommio::{LocalExecutorBuilder, spawn_local};
 use kvstore::arena::{Arena, Memory, Pages as ArenaPages};
 use kvstore::block::Block;
-use kvstore::disk::device::{Buffer, Device};
+use kvstore::disk::device::{Buffer, Device, Pages};
 use kvstore::disk::file::DiskFile;
 use kvstore::disk::place::Place;
+use kvstore::disk::record::PAGE_BYTES;
 use kvstore::disk::ring::{Ring, RingDevice};
 use kvstore::disk::start::start;
 use kvstore::disk::{Disk, Limits};
@@ -76,6 +78,23 @@ impl Device for Glommio {
         let mut buffer = self.file.alloc_dma_buffer(from.bytes().len());
         buffer.as_bytes_mut().copy_from_slice(from.bytes());
         self.file.write_at(buffer, offset).await.map(drop).map_err(io::Error::from)
+    }
+
+    async fn write_record(
+        &self,
+        offset: u64,
+        page: Pages,
+        value: Option<Buffer>,
+    ) -> io::Result<()> {
+        let head = self.write_at(offset, Buffer::Pages(page));
+        let rest = async {
+            match value {
+                Some(value) => self.write_at(offset + PAGE_BYTES as u64, value).await,
+                None => Ok(()),
+            }
+        };
+        let (head, rest) = futures_lite::future::zip(head, rest).await;
+        head.and(rest)
     }
 
     async fn sync(&self) -> io::Result<()> {
@@ -202,28 +221,31 @@ impl<D: Device> Bench<D> {
         (mb / begun.elapsed().as_secs_f64(), took[took.len() / 2])
     }
 
-    async fn round(self) -> Round {
+    async fn round(self, is_read: bool) -> Round {
         let bench = Rc::new(self);
         let (write_mb_s, places) = bench.write().await;
+        if !is_read {
+            return Round { write_mb_s, read_mb_s: f64::NAN, p50_us: f64::NAN };
+        }
         let (read_mb_s, _) = bench.read(&places, 32).await;
         let (_, p50_us) = bench.read(&places, 1).await;
         Round { write_mb_s, read_mb_s, p50_us }
     }
 }
 
-fn on_ring(folder: &Path) -> Round {
+fn on_ring(folder: &Path, is_read: bool) -> Round {
     LocalExecutorBuilder::default().make().unwrap().run(async {
         let ring = Ring::new().unwrap();
         let driver = spawn_local(ring.clone().drive());
         let file = DiskFile::open(folder, DISK_BYTES).unwrap();
         let devices = vec![RingDevice::new(ring, &file)];
-        let round = Bench::new(devices, &folder.join("index-ring")).await.round().await;
+        let round = Bench::new(devices, &folder.join("index-ring")).await.round(is_read).await;
         driver.cancel().await;
         round
     })
 }
 
-fn on_glommio(folder: &Path) -> Round {
+fn on_glommio(folder: &Path, is_read: bool) -> Round {
     LocalExecutorBuilder::default().make().unwrap().run(async {
         let path = folder.join("glommio.kv");
         if !path.exists() {
@@ -237,7 +259,7 @@ fn on_glommio(folder: &Path) -> Round {
         let file = OpenOptions::new().read(true).write(true).dma_open(&path).await.unwrap();
         file.pre_allocate(DISK_BYTES, true).await.unwrap();
         let devices = vec![Glommio { file: Rc::new(file), bytes: DISK_BYTES }];
-        Bench::new(devices, &folder.join("index-glommio")).await.round().await
+        Bench::new(devices, &folder.join("index-glommio")).await.round(is_read).await
     })
 }
 
@@ -261,16 +283,20 @@ fn fio(path: &Path, arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str::<serde_json::Value>(&text[start..]).unwrap()["jobs"][0].clone()
 }
 
-fn by_fio(folder: &Path, fixed: &[&str]) -> Round {
+fn by_fio(folder: &Path, is_read: bool, fixed: &[&str]) -> Round {
     let path: PathBuf = folder.join("fio.kv");
     let size = format!("--size={}", BLOCKS * BLOCK_BYTES);
     let run_for = format!("--runtime={}", READ_FOR.as_secs());
     let depth = format!("--iodepth={WRITE_DEPTH}");
     let with = |more: &[&str]| -> serde_json::Value { fio(&path, &[more, fixed].concat()) };
     let write = with(&["--rw=write", &size, &depth, "--end_fsync=1", "--overwrite=1"]);
+    let mb = |job: &serde_json::Value, way: &str| job[way]["bw_bytes"].as_f64().unwrap() / 1e6;
+    if !is_read {
+        let write_mb_s = mb(&write, "write");
+        return Round { write_mb_s, read_mb_s: f64::NAN, p50_us: f64::NAN };
+    }
     let read = with(&["--rw=randread", &size, "--iodepth=32", &run_for, "--time_based"]);
     let one = with(&["--rw=randread", &size, "--iodepth=1", &run_for, "--time_based"]);
-    let mb = |job: &serde_json::Value, way: &str| job[way]["bw_bytes"].as_f64().unwrap() / 1e6;
     let p50 = one["read"]["clat_ns"]["percentile"]["50.000000"].as_f64().unwrap() / 1e3;
     Round { write_mb_s: mb(&write, "write"), read_mb_s: mb(&read, "read"), p50_us: p50 }
 }
@@ -280,37 +306,50 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
+/// A way to the device: its name, and one round of it in a folder, with or without reads.
+type Way = (&'static str, fn(&Path, bool) -> Round);
+
+/// The first is what the others are compared with.
+const WAYS: [Way; 4] = [
+    ("fio", |folder, is_read| by_fio(folder, is_read, &[])),
+    ("ring", on_ring),
+    ("glommio", on_glommio),
+    ("fio fixed", |folder, is_read| {
+        by_fio(folder, is_read, &["--fixedbufs=1", "--registerfiles=1"])
+    }),
+];
+
 fn main() {
-    let folder = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let argument = |name: &str| {
+        std::env::args().find_map(|argument| argument.strip_prefix(name).map(str::to_owned))
+    };
     let temporary = tempfile::tempdir().unwrap();
-    let folder = folder.map_or(temporary.path().to_owned(), PathBuf::from);
-    let mut rounds = Vec::new();
+    let folder = argument("--folder=").map_or(temporary.path().to_owned(), PathBuf::from);
+    let only = argument("--only=");
+    let is_read = argument("--writes").is_none();
+    let is_wanted =
+        |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|wanted| wanted == name));
+    let ways: Vec<Way> = WAYS.into_iter().filter(|(name, _)| is_wanted(name)).collect();
+    let mut rounds: Vec<Vec<Round>> = Vec::new();
     println!("{:>10} {:>12} {:>12} {:>12}", "", "write MB/s", "read MB/s", "p50 us");
     // The first round makes the files, which later ones write over: that is how the tier lives.
     for round in 0..=ROUNDS {
-        let all = [
-            ("fio", by_fio(&folder, &[])),
-            ("ring", on_ring(&folder)),
-            ("glommio", on_glommio(&folder)),
-            ("fio fixed", by_fio(&folder, &["--fixedbufs=1", "--registerfiles=1"])),
-        ];
+        let all: Vec<Round> = ways.iter().map(|(_, way)| way(&folder, is_read)).collect();
         if round == 0 {
             continue;
         }
-        for (name, Round { write_mb_s, read_mb_s, p50_us }) in all {
+        for ((name, _), Round { write_mb_s, read_mb_s, p50_us }) in ways.iter().zip(&all) {
             println!("{name:>10} {write_mb_s:>12.0} {read_mb_s:>12.0} {p50_us:>12.0}");
         }
-        rounds.push(all.map(|(_, round)| round));
+        rounds.push(all);
     }
-    for name in ["cognitora.kv", "glommio.kv", "fio.kv"] {
-        std::fs::remove_file(folder.join(name)).unwrap();
-    }
-    for (name, which) in [("ring", 1), ("glommio", 2), ("fio fixed", 3)] {
+    for (which, (name, _)) in ways.iter().enumerate().skip(1) {
         let ratio = |of: fn(&Round) -> f64| {
             median(rounds.iter().map(|round| of(&round[which]) / of(&round[0])).collect())
         };
         println!(
-            "{name} to fio, median of {ROUNDS}: write {:.2}, read at depth 32 {:.2}, p50 at depth 1 {:.2}",
+            "{name} to {}, median of {ROUNDS}: write {:.2}, read at depth 32 {:.2}, p50 at depth 1 {:.2}",
+            ways[0].0,
             ratio(|round| round.write_mb_s),
             ratio(|round| round.read_mb_s),
             ratio(|round| round.p50_us),

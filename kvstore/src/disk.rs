@@ -36,6 +36,7 @@ pub mod segment;
 pub mod start;
 pub mod thread;
 pub mod tier;
+mod turn;
 mod writer;
 
 use cleaner::{Cleaner, Step};

@@ -95,6 +95,14 @@ pub trait Device: 'static {
     /// Writes `from` at `offset`. The bytes are safe after a later [`Device::sync`] only.
     fn write_at(&self, offset: u64, from: Buffer) -> impl Future<Output = io::Result<()>>;
 
+    /// As [`Device::write_at`], of a page and a value right behind it: one operation where the device can.
+    fn write_record(
+        &self,
+        offset: u64,
+        page: Pages,
+        value: Option<Buffer>,
+    ) -> impl Future<Output = io::Result<()>>;
+
     /// Makes durable what was written before the call.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 

@@ -3,11 +3,12 @@
 //! The file is opened past the page cache and locked: two daemons on one file would overwrite each
 //! other's blocks.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -25,6 +26,8 @@ pub struct DiskFile {
     file: Arc<File>,
     path: PathBuf,
     bytes: u64,
+    /// Offsets of segments whose room was taken since the file was opened.
+    taken: Arc<Mutex<HashSet<u64>>>,
 }
 
 /// Why it cannot be used.
@@ -75,7 +78,7 @@ impl DiskFile {
             file.set_len(bytes_max).map_err(refused)?;
             bytes_max
         };
-        Ok(DiskFile { file: Arc::new(file), path, bytes })
+        Ok(DiskFile { file: Arc::new(file), path, bytes, taken: Arc::default() })
     }
 
     /// The file.
@@ -96,6 +99,17 @@ impl DiskFile {
     /// Whether room for segments is to be taken before they are written.
     pub fn is_sparse(&self) -> bool {
         self.file.metadata().is_ok_and(|metadata| metadata.is_file())
+    }
+
+    /// Whether the room at `offset` is taken: asking the file system again would change nothing, and
+    /// make it wait until no write is under way.
+    pub fn is_taken(&self, offset: u64) -> bool {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).contains(&offset)
+    }
+
+    /// The room at `offset` is taken, and stays so.
+    pub fn note_taken(&self, offset: u64) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(offset);
     }
 }
 

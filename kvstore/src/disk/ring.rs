@@ -13,12 +13,10 @@
 #![expect(unsafe_code, reason = "the kernel is given addresses, and file descriptors by number")]
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use glommio::io::BufferedFile;
@@ -26,7 +24,7 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::EventfdFlags;
 
-use super::device::{Buffer, Device};
+use super::device::{Buffer, Device, Pages};
 use super::file::DiskFile;
 use crate::signal::Signal;
 
@@ -35,8 +33,19 @@ const PARTS_MAX: usize = 256;
 /// Bytes of a part. Small enough that a device's queue takes it whole, large enough that a part's cost
 /// of a few µs is nothing.
 const PART_BYTES: usize = 512 << 10;
+/// Bytes of a part of a record that is written. Nobody looks at a part of it before the rest has ended,
+/// and each costs a completion and a wake-up.
+const RECORD_PART_BYTES: usize = 4 << 20;
 /// Parts of one operation: above, parts are larger, so that one operation does not take the whole ring.
 const PARTS_OF_ONE_MAX: usize = 64;
+
+/// As the kernel's `iovec`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Vector {
+    base: *mut u8,
+    bytes: usize,
+}
 
 #[derive(Debug)]
 struct Part {
@@ -50,11 +59,62 @@ struct Part {
 #[derive(Debug)]
 struct Operation {
     buffer: Option<Buffer>,
+    /// The page before `buffer`, of a record. Only the kernel reads it.
+    _page: Option<Pages>,
+    /// Where the first part of a record lies: the page, and the first bytes of the value.
+    vectors: Option<Box<[Vector; 2]>>,
+    /// Where part 0 begins; of a record, where it would if the page lay before the value in memory, too.
     base: *mut u8,
     parts: Vec<Part>,
     left: usize,
     waker: Option<Waker>,
     is_abandoned: bool,
+}
+
+impl Operation {
+    fn new(buffer: Option<Buffer>, base: *mut u8, parts: Vec<Part>) -> Operation {
+        let left = parts.len();
+        Operation {
+            buffer,
+            _page: None,
+            vectors: None,
+            base,
+            parts,
+            left,
+            waker: None,
+            is_abandoned: false,
+        }
+    }
+
+    /// No memory is in it.
+    fn bare() -> Operation {
+        Operation::new(None, std::ptr::null_mut(), parts(0, PART_BYTES))
+    }
+
+    fn read(mut into: Buffer) -> io::Result<Operation> {
+        let bytes = into.bytes_mut().ok_or(io::ErrorKind::InvalidInput)?;
+        let (base, parts) = (bytes.as_mut_ptr(), parts(bytes.len(), PART_BYTES));
+        Ok(Operation::new(Some(into), base, parts))
+    }
+
+    fn write(from: Buffer) -> Operation {
+        let (base, bytes) = (from.bytes().as_ptr().cast_mut(), from.bytes().len());
+        Operation::new(Some(from), base, parts(bytes, PART_BYTES))
+    }
+
+    /// A page and, right behind it on the device, a value.
+    fn record(mut page: Pages, value: Buffer) -> Operation {
+        let (start, bytes) = (value.bytes().as_ptr().cast_mut(), value.bytes().len());
+        let page_bytes = page.bytes().len();
+        let parts = parts(page_bytes + bytes, RECORD_PART_BYTES);
+        let first = parts.first().map_or(0, |part| part.bytes);
+        let vectors = [
+            Vector { base: page.bytes_mut().as_mut_ptr(), bytes: page_bytes },
+            Vector { base: start, bytes: first - page_bytes },
+        ];
+        let operation = Operation::new(Some(value), start.wrapping_sub(page_bytes), parts);
+        Operation { _page: Some(page), vectors: Some(Box::new(vectors)), ..operation }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,45 +191,23 @@ impl Ring {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Hands an operation to the kernel in parts. `entry` makes a part's entry from its address, its
-    /// bytes and where it begins.
+    /// Hands an operation to the kernel in parts. `entry` makes a part's entry.
     async fn begin(
         self: &Rc<Ring>,
-        mut buffer: Option<Buffer>,
-        is_read: bool,
-        entry: impl Fn(*mut u8, u32, u64) -> squeue::Entry,
+        operation: Operation,
+        entry: impl Fn(&Operation, &Part) -> squeue::Entry,
     ) -> io::Result<Running> {
-        let (base, bytes) = match &mut buffer {
-            None => (std::ptr::null_mut(), 0),
-            Some(buffer) if is_read => match buffer.bytes_mut() {
-                Some(bytes) => (bytes.as_mut_ptr(), bytes.len()),
-                None => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
-            },
-            Some(buffer) => (buffer.bytes().as_ptr().cast_mut(), buffer.bytes().len()),
-        };
-        let parts = parts(bytes);
+        let parts = operation.parts.len();
         loop {
             let rings = self.room.rings();
-            if self.parts_left.get() >= parts.len() {
+            if self.parts_left.get() >= parts {
                 break;
             }
             self.room.rung_since(rings).await;
         }
-        self.parts_left.set(self.parts_left.get() - parts.len());
-        let entries: Vec<squeue::Entry> = parts
-            .iter()
-            .map(|part| {
-                entry(base.wrapping_add(part.offset), part.bytes as u32, part.offset as u64)
-            })
-            .collect();
-        let id = self.enter(Operation {
-            buffer,
-            base,
-            left: parts.len(),
-            parts,
-            waker: None,
-            is_abandoned: false,
-        });
+        self.parts_left.set(self.parts_left.get() - parts);
+        let entries = operation.parts.iter().map(|part| entry(&operation, part)).collect();
+        let id = self.enter(operation);
         let running = Running { ring: self.clone(), id };
         self.submit(id, entries)?;
         Ok(running)
@@ -193,10 +231,11 @@ impl Ring {
         let mut ring = self.ring.borrow_mut();
         for (part, entry) in entries.into_iter().enumerate() {
             let entry = entry.user_data(u64::from(id) << 32 | part as u64);
-            // SAFETY: the entry's memory is a part of the operation's buffer, which `operations` owns at
-            // an address that does not change until every part has ended (`reap` and `Running` drop it
-            // only then), and `Drop for Ring` waits for that. It is borrowed by nobody meanwhile: a
-            // slot and pages are owned there alone; a lease is only read from, as it is by all.
+            // SAFETY: the entry's memory is a part of the operation's buffer, or its page, or the boxed
+            // vectors that name both, which `operations` owns at addresses that do not change until
+            // every part has ended (`reap` and `Running` drop it only then), and `Drop for Ring` waits
+            // for that. It is borrowed by nobody meanwhile: a slot and pages are owned there alone; a
+            // lease is only read from, as it is by all.
             let pushed = unsafe { ring.submission().push(&entry) };
             if pushed.is_err() {
                 // As many entries as the queue takes are under way at most, and each was submitted.
@@ -308,9 +347,9 @@ impl Part {
     }
 }
 
-/// The parts of so many bytes; one where there is no byte to move.
-fn parts(bytes: usize) -> Vec<Part> {
-    let size = PART_BYTES.max(bytes.div_ceil(PARTS_OF_ONE_MAX).next_multiple_of(PART_BYTES));
+/// The parts of so many bytes, of `size` or more; one where there is no byte to move.
+fn parts(bytes: usize, size: usize) -> Vec<Part> {
+    let size = size.max(bytes.div_ceil(PARTS_OF_ONE_MAX).next_multiple_of(size));
     let starts = (0..bytes.max(1)).step_by(size);
     starts.map(|offset| Part { offset, bytes: size.min(bytes - offset), result: None }).collect()
 }
@@ -318,20 +357,37 @@ fn parts(bytes: usize) -> Vec<Part> {
 /// A file or block device on a shard's ring.
 pub struct RingDevice {
     ring: Rc<Ring>,
-    file: Arc<File>,
-    bytes: u64,
+    file: DiskFile,
     is_sparse: bool,
 }
 
 impl RingDevice {
     /// The file on this ring.
     pub fn new(ring: Rc<Ring>, file: &DiskFile) -> RingDevice {
-        let (bytes, is_sparse) = (file.bytes(), file.is_sparse());
-        RingDevice { ring, file: file.file().clone(), bytes, is_sparse }
+        RingDevice { ring, file: file.clone(), is_sparse: file.is_sparse() }
     }
 
     fn fd(&self) -> Fd {
-        Fd(self.file.as_fd().as_raw_fd())
+        Fd(self.file.file().as_fd().as_raw_fd())
+    }
+
+    async fn write(&self, offset: u64, operation: Operation) -> io::Result<()> {
+        let write = |operation: &Operation, part: &Part| {
+            let at = offset + part.offset as u64;
+            match operation.vectors.as_deref().filter(|_| part.offset == 0) {
+                Some(vectors) => {
+                    let count = vectors.len() as u32;
+                    opcode::Writev::new(self.fd(), vectors.as_ptr().cast(), count)
+                        .offset(at)
+                        .build()
+                }
+                None => {
+                    let from = operation.base.wrapping_add(part.offset);
+                    opcode::Write::new(self.fd(), from, part.bytes as u32).offset(at).build()
+                }
+            }
+        };
+        self.ring.begin(operation, write).await?.end(|_| {}).await.0
     }
 }
 
@@ -342,11 +398,21 @@ impl Device for RingDevice {
         into: Buffer,
         seen: impl FnMut(&[u8]),
     ) -> (io::Result<()>, Buffer) {
-        let read = |at, bytes, start: u64| {
-            opcode::Read::new(self.fd(), at, bytes).offset(offset + start).build()
+        let lost = || Buffer::Pages(Pages::new(0));
+        let operation = match Operation::read(into) {
+            Ok(operation) => operation,
+            Err(error) => return (Err(error), lost()),
         };
-        let lost = || Buffer::Pages(super::device::Pages::new(0));
-        match self.ring.begin(Some(into), true, read).await {
+        let read = |operation: &Operation, part: &Part| {
+            opcode::Read::new(
+                self.fd(),
+                operation.base.wrapping_add(part.offset),
+                part.bytes as u32,
+            )
+            .offset(offset + part.offset as u64)
+            .build()
+        };
+        match self.ring.begin(operation, read).await {
             Ok(running) => {
                 let (result, buffer) = running.end(seen).await;
                 (result, buffer.unwrap_or_else(lost))
@@ -356,27 +422,40 @@ impl Device for RingDevice {
     }
 
     async fn write_at(&self, offset: u64, from: Buffer) -> io::Result<()> {
-        let write = |at: *mut u8, bytes, start: u64| {
-            opcode::Write::new(self.fd(), at, bytes).offset(offset + start).build()
+        self.write(offset, Operation::write(from)).await
+    }
+
+    async fn write_record(
+        &self,
+        offset: u64,
+        page: Pages,
+        value: Option<Buffer>,
+    ) -> io::Result<()> {
+        let operation = match value {
+            Some(value) => Operation::record(page, value),
+            None => Operation::write(Buffer::Pages(page)),
         };
-        self.ring.begin(Some(from), false, write).await?.end(|_| {}).await.0
+        self.write(offset, operation).await
     }
 
     async fn sync(&self) -> io::Result<()> {
-        let fsync = |_, _, _| opcode::Fsync::new(self.fd()).flags(FsyncFlags::DATASYNC).build();
-        self.ring.begin(None, false, fsync).await?.end(|_| {}).await.0
+        let fsync =
+            |_: &_, _: &_| opcode::Fsync::new(self.fd()).flags(FsyncFlags::DATASYNC).build();
+        self.ring.begin(Operation::bare(), fsync).await?.end(|_| {}).await.0
     }
 
     async fn allocate(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        if !self.is_sparse {
+        if !self.is_sparse || self.file.is_taken(offset) {
             return Ok(());
         }
-        let take = |_, _, _| opcode::Fallocate::new(self.fd(), bytes).offset(offset).build();
-        self.ring.begin(None, false, take).await?.end(|_| {}).await.0
+        let take = |_: &_, _: &_| opcode::Fallocate::new(self.fd(), bytes).offset(offset).build();
+        self.ring.begin(Operation::bare(), take).await?.end(|_| {}).await.0?;
+        self.file.note_taken(offset);
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes
+        self.file.bytes()
     }
 }
 

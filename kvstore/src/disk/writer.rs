@@ -2,7 +2,7 @@
 //!
 //! It owns the open segment and finds the next: a free one, else the oldest, whose blocks are given up.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use super::place::{Place, Segment};
 use super::record::{About, Body, PAGE_BYTES, Record};
 use super::segment::encode_head;
 use super::tier::{Intent, Tier, count};
+use super::turn::Turns;
 use super::{DiskError, Event};
 use crate::block::LABEL_BYTES_MAX;
 use crate::key::Key;
 use crate::namespace::NAME_BYTES_MAX;
-use crate::signal::Signal;
 
 /// Segments tried before a write fails: one that does not begin is the device's fault more often than
 /// its own.
@@ -81,15 +81,15 @@ impl<D: Device> Shelf<D> {
 pub struct Writer<D> {
     shelf: Rc<Shelf<D>>,
     open: RefCell<Option<Rc<OpenSegment>>>,
-    is_opening: Cell<bool>,
-    opened: Signal,
+    opening: Turns,
+    hashing: Turns,
 }
 
 impl<D: Device> Writer<D> {
     /// A writer without an open segment.
     pub fn new(shelf: Rc<Shelf<D>>) -> Writer<D> {
-        let (open, is_opening) = (RefCell::new(None), Cell::new(false));
-        Writer { shelf, open, is_opening, opened: Signal::default() }
+        let (opening, hashing) = (Turns::default(), Turns::default());
+        Writer { shelf, open: RefCell::new(None), opening, hashing }
     }
 
     /// Completes the open segment, so that the next start need not look behind its last record.
@@ -116,7 +116,10 @@ impl<D: Device> Writer<D> {
             let version = self.shelf.tier.ledger.next_version();
             let value = source();
             if !is_hashed {
-                // Outside the segment's order: a slow hash would keep those behind it waiting.
+                // Outside the segment's order: a slow hash would keep those behind it waiting. One block
+                // after the other: if all went forward by turns, all would end at the same time, and
+                // the device would wait for the last and then be given everything at once.
+                let _turn = self.hashing.take().await;
                 about.hash = hash(value.bytes().get(..len as usize).unwrap_or_default()).await;
                 is_hashed = true;
             }
@@ -180,7 +183,7 @@ impl<D: Device> Writer<D> {
         Err(DiskError::Full)
     }
 
-    /// Writes a record's page and its value side by side. What the device says is the inner result.
+    /// Writes a record's page and its value. What the device says is the inner result.
     async fn put(
         &self,
         place: &Place,
@@ -194,15 +197,7 @@ impl<D: Device> Writer<D> {
         if let Some(page) = page.bytes_mut().first_chunk_mut() {
             record.encode(&secret, page).map_err(|_| DiskError::LabelTooLong)?;
         }
-        let head = device.write_at(offset, Buffer::Pages(page));
-        let rest = async {
-            match value {
-                Some(value) => device.write_at(offset + PAGE_BYTES as u64, value).await,
-                None => Ok(()),
-            }
-        };
-        let (head, rest) = future::zip(head, rest).await;
-        Ok(head.and(rest))
+        Ok(device.write_record(offset, page, value).await)
     }
 
     /// The next record goes to another segment.
@@ -223,14 +218,12 @@ impl<D: Device> Writer<D> {
             if let Some(open) = self.open.borrow().as_ref() {
                 return Ok(open.clone());
             }
-            let rings = self.opened.rings();
-            if self.is_opening.get() {
-                self.opened.rung_since(rings).await;
-                continue;
+            let turn = self.opening.take().await;
+            // Another may have opened one while this waited.
+            if self.open.borrow().is_none() {
+                let open = Rc::new(self.begin_segment().await?);
+                *self.open.borrow_mut() = Some(open);
             }
-            let turn = Opening::begin(&self.is_opening, &self.opened);
-            let open = Rc::new(self.begin_segment().await?);
-            *self.open.borrow_mut() = Some(open);
             drop(turn);
         }
     }
@@ -308,25 +301,6 @@ pub async fn hash(bytes: &[u8]) -> [u8; 32] {
         future::yield_now().await;
     }
     *hasher.finalize().as_bytes()
-}
-
-struct Opening<'a> {
-    is_opening: &'a Cell<bool>,
-    opened: &'a Signal,
-}
-
-impl<'a> Opening<'a> {
-    fn begin(is_opening: &'a Cell<bool>, opened: &'a Signal) -> Opening<'a> {
-        is_opening.set(true);
-        Opening { is_opening, opened }
-    }
-}
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        self.is_opening.set(false);
-        self.opened.ring();
-    }
 }
 
 /// A segment that is not begun after all is free again.

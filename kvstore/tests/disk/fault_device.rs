@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use futures_lite::future;
-use kvstore::disk::device::{Buffer, Device};
+use kvstore::disk::device::{Buffer, Device, Pages};
 
 /// What a device writes in one piece.
 const SECTOR_BYTES: usize = 512;
@@ -197,6 +197,25 @@ impl Device for FaultDevice {
         world.current[start..start + kept].copy_from_slice(&bytes[..kept]);
         world.unsynced.push((start, bytes[..kept].to_vec()));
         result
+    }
+
+    async fn write_record(
+        &self,
+        offset: u64,
+        page: Pages,
+        value: Option<Buffer>,
+    ) -> io::Result<()> {
+        // In either order, and either may fail alone.
+        let bytes = page.bytes().len() as u64;
+        let head = self.write_at(offset, Buffer::Pages(page));
+        let rest = async {
+            match value {
+                Some(value) => self.write_at(offset + bytes, value).await,
+                None => Ok(()),
+            }
+        };
+        let (head, rest) = future::zip(head, rest).await;
+        head.and(rest)
     }
 
     async fn sync(&self) -> io::Result<()> {

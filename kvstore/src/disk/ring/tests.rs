@@ -31,7 +31,7 @@ fn pages(count: usize, seed: u8) -> Pages {
 #[test]
 fn parts_cover_all_bytes_once() {
     for bytes in [0, 1, 4096, PART_BYTES, PART_BYTES + 4096, 80 << 20, 513 << 20] {
-        let parts = parts(bytes);
+        let parts = parts(bytes, PART_BYTES);
         assert!((1..=PARTS_OF_ONE_MAX).contains(&parts.len()));
         assert_eq!(parts.iter().map(|part| part.bytes).sum::<usize>(), bytes);
         assert!(parts.windows(2).all(|two| two[0].offset + two[0].bytes == two[1].offset));
@@ -52,6 +52,21 @@ fn what_is_written_is_read_and_seen_in_order() {
         result.unwrap();
         assert!(buffer.bytes() == pages(count, 7).bytes());
         assert!(seen == buffer.bytes());
+    });
+}
+
+#[test]
+fn a_record_is_its_page_and_its_value_behind_it() {
+    with_device(64 << 20, async |_, device| {
+        for count in [0, 1, 1023, 1024, 5000] {
+            let value = (count > 0).then(|| Buffer::Pages(pages(count, 9)));
+            device.write_record(8192, pages(1, 3), value).await.unwrap();
+            let into = Buffer::Pages(Pages::new(1 + count));
+            let (result, buffer) = device.read_at(8192, into, |_| {}).await;
+            result.unwrap();
+            assert!(buffer.bytes()[..PAGE_BYTES] == *pages(1, 3).bytes());
+            assert!(buffer.bytes()[PAGE_BYTES..] == *pages(count, 9).bytes(), "{count}");
+        }
     });
 }
 
