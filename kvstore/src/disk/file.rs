@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,9 +16,13 @@ use rustix::fs::OFlags;
 /// Name of the file in a directory of `kv.ssd_dir`.
 pub const FILE_NAME: &str = "cognitora.kv";
 
-/// How often a lock is tried: 2 s, in which any operation ends that the device ends at all.
+/// How often an opening or a lock is tried: 2 s, in which any operation ends that the device ends at all.
 const LOCK_TRIES_MAX: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Room that segments leave on a file system: the index lies there, too, unless `kv.index_dir` says
+/// otherwise, and RocksDB opens no database that it cannot write to. Twice its write buffers, for their
+/// log and their tables.
+const INDEX_ROOM_BYTES: u64 = 64 << 20;
 
 /// An open file or block device, to be shared by all shards.
 #[derive(Clone, Debug)]
@@ -44,8 +48,10 @@ pub enum OpenError {
     /// The file system does not know `O_DIRECT`.
     #[error("{0} of kv.ssd_dir lies on a file system without O_DIRECT; use another, not tmpfs")]
     NoDirect(PathBuf),
-    /// Another process has it.
-    #[error("{0} of kv.ssd_dir is in use by another process")]
+    /// Another process has it, or it is mounted.
+    #[error(
+        "{0} of kv.ssd_dir is in use: by another process, or it is mounted or part of a volume"
+    )]
     InUse(PathBuf),
 }
 
@@ -61,9 +67,15 @@ impl DiskFile {
         let refused = |source| OpenError::Refused { path: path.clone(), source };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(is_directory).truncate(false).mode(0o600);
-        options.custom_flags((OFlags::DIRECT | OFlags::CLOEXEC).bits() as i32);
-        let mut file = options.open(&path).map_err(|source| match source.kind() {
+        let mut flags = OFlags::DIRECT | OFlags::CLOEXEC;
+        if !is_directory {
+            // Of a block device: nobody else may have it, not the kernel's file systems either.
+            flags |= OFlags::EXCL;
+        }
+        options.custom_flags(flags.bits() as i32);
+        let mut file = open(&options, &path).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidInput => OpenError::NoDirect(path.clone()),
+            io::ErrorKind::ResourceBusy => OpenError::InUse(path.clone()),
             _ => refused(source),
         })?;
         match lock(&file) {
@@ -101,6 +113,18 @@ impl DiskFile {
         self.file.metadata().is_ok_and(|metadata| metadata.is_file())
     }
 
+    /// Bytes that the file takes of its file system.
+    pub fn taken_bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+    }
+
+    /// Whether the file system has room left for the index.
+    pub fn has_index_room(&self) -> bool {
+        // One that cannot say how much it has says no when it is asked to give it.
+        rustix::fs::fstatvfs(&self.file)
+            .map_or(true, |found| found.f_bavail.saturating_mul(found.f_frsize) >= INDEX_ROOM_BYTES)
+    }
+
     /// Whether the room at `offset` is taken: asking the file system again would change nothing, and
     /// make it wait until no write is under way.
     pub fn is_taken(&self, offset: u64) -> bool {
@@ -113,7 +137,21 @@ impl DiskFile {
     }
 }
 
-/// Locks the file. A daemon that was killed keeps its lock until the kernel has ended its last operation.
+/// Opens the file. A daemon that was killed keeps a block device until the kernel has ended its last
+/// operation.
+fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    for _ in 1..LOCK_TRIES_MAX {
+        match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            result => return result,
+        }
+    }
+    options.open(path)
+}
+
+/// Locks the file. A daemon that was killed keeps its lock as long, too.
 fn lock(file: &File) -> Result<(), TryLockError> {
     for _ in 1..LOCK_TRIES_MAX {
         match file.try_lock() {

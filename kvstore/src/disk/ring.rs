@@ -23,6 +23,7 @@ use glommio::io::BufferedFile;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::EventfdFlags;
+use rustix::fs::FallocateFlags;
 
 use super::device::{Buffer, Device, Pages};
 use super::file::DiskFile;
@@ -371,6 +372,14 @@ impl RingDevice {
         Fd(self.file.file().as_fd().as_raw_fd())
     }
 
+    async fn fallocate(&self, offset: u64, bytes: u64, how: FallocateFlags) -> io::Result<()> {
+        let mode = how.bits() as i32;
+        let entry = |_: &_, _: &_| {
+            opcode::Fallocate::new(self.fd(), bytes).offset(offset).mode(mode).build()
+        };
+        self.ring.begin(Operation::bare(), entry).await?.end(|_| {}).await.0
+    }
+
     async fn write(&self, offset: u64, operation: Operation) -> io::Result<()> {
         let write = |operation: &Operation, part: &Part| {
             let at = offset + part.offset as u64;
@@ -448,8 +457,21 @@ impl Device for RingDevice {
         if !self.is_sparse || self.file.is_taken(offset) {
             return Ok(());
         }
-        let take = |_: &_, _: &_| opcode::Fallocate::new(self.fd(), bytes).offset(offset).build();
-        self.ring.begin(Operation::bare(), take).await?.end(|_| {}).await.0?;
+        let before = self.file.taken_bytes();
+        let taken = self.fallocate(offset, bytes, FallocateFlags::empty()).await;
+        // What was there already costs the index nothing.
+        let has_grown = self.file.taken_bytes() > before;
+        let is_full = match &taken {
+            Ok(()) => has_grown && !self.file.has_index_room(),
+            Err(error) => error.kind() == io::ErrorKind::StorageFull,
+        };
+        if is_full {
+            // Some of it was given, and would be missed elsewhere.
+            let back = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            self.fallocate(offset, bytes, back).await?;
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        taken?;
         self.file.note_taken(offset);
         Ok(())
     }

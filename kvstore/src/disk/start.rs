@@ -9,7 +9,7 @@ use super::index::{Index, IndexError, IndexThread};
 use super::ledger::Ledger;
 use super::record::{PAGE_BYTES, Secret};
 use super::recovery::{Found, Report, recover};
-use super::segment::{FirstPage, Layout, parse_first};
+use super::segment::{FIRST_SEGMENT_BYTES, FirstPage, Layout, parse_first};
 use super::tier::Tier;
 
 /// Segments a tier needs at least: some to write, some to make room in.
@@ -30,7 +30,7 @@ pub enum StartError {
     },
     /// A device holds what we have not written.
     #[error(
-        "disk {0} of kv.ssd_dir holds data that is not ours; wipe its first 8 KiB to have it overwritten"
+        "disk {0} of kv.ssd_dir holds data that is not ours; fill its first MiB with zeros to have it overwritten"
     )]
     Foreign(usize),
     /// See [`IndexError`].
@@ -67,6 +67,9 @@ pub async fn start<D: Device>(
     let mut layouts = Vec::new();
     for (number, device) in devices.iter().enumerate() {
         let failed = |source| StartError::Device { device: number, source };
+        if device.bytes() < FIRST_SEGMENT_BYTES {
+            return Err(StartError::TooSmall(0));
+        }
         let layout = match recognise(device).await.map_err(failed)? {
             FirstPage::Ours(layout) if layout.segment_bytes == segment_bytes => layout,
             FirstPage::Foreign => return Err(StartError::Foreign(number)),
@@ -103,20 +106,26 @@ pub async fn start<D: Device>(
     Ok(Started { tier, index, found, report })
 }
 
-/// The better of the two first pages.
+/// The better of the two first pages. A device is blank when all is zero up to its first segment: file
+/// systems and volumes have their marks there, and some of them nothing in the first pages.
 async fn recognise<D: Device>(device: &D) -> io::Result<FirstPage> {
-    let (result, pages) = device.read_at(0, Buffer::Pages(Pages::new(2)), |_| {}).await;
+    let count = FIRST_SEGMENT_BYTES as usize / PAGE_BYTES;
+    let (result, pages) = device.read_at(0, Buffer::Pages(Pages::new(count)), |_| {}).await;
     result?;
     let (pages, _) = pages.bytes().as_chunks::<PAGE_BYTES>();
-    let mut found = pages.iter().map(parse_first);
+    let mut found = pages.iter().take(2).map(parse_first);
     let (first, second) = (found.next(), found.next());
     let is_ours = |page: &Option<FirstPage>| matches!(page, Some(FirstPage::Ours(_)));
     let best = if is_ours(&second) && !is_ours(&first) { second } else { first };
+    let is_blank = best == Some(FirstPage::Blank);
+    if is_blank && pages.iter().any(|page| parse_first(page) != FirstPage::Blank) {
+        return Ok(FirstPage::Foreign);
+    }
     Ok(best.unwrap_or(FirstPage::Damaged))
 }
 
 async fn format<D: Device>(device: &D, layout: &Layout) -> io::Result<()> {
-    device.allocate(0, super::segment::FIRST_SEGMENT_BYTES).await?;
+    device.allocate(0, FIRST_SEGMENT_BYTES).await?;
     // One after the other, so that a cut leaves one of them whole.
     for offset in [0, PAGE_BYTES as u64] {
         device.write_at(offset, Buffer::Pages(Pages::of(&layout.encode()))).await?;

@@ -197,6 +197,8 @@ impl<D: Device> Writer<D> {
         if let Some(page) = page.bytes_mut().first_chunk_mut() {
             record.encode(&secret, page).map_err(|_| DiskError::LabelTooLong)?;
         }
+        // Memory of no bytes is a page all the same: there is no room for that one.
+        let value = value.filter(|_| place.len > 0);
         Ok(device.write_record(offset, page, value).await)
     }
 

@@ -3,12 +3,13 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use futures_lite::future::block_on;
+use futures_lite::future::{self, block_on};
+use kvstore::disk::device::{Buffer, Pages};
 use kvstore::disk::start::{StartError, start};
 use kvstore::disk::{DiskError, cleaner::Step};
 
 use crate::fault_device::FaultDevice;
-use crate::shelf::{FIRST_SEGMENT, SEGMENT_BYTES, Shelf, device, key, value};
+use crate::shelf::{FIRST_SEGMENT, SEGMENT_BYTES, Shelf, about, device, key, value};
 
 fn filled(devices: &[FaultDevice], index: &std::path::Path, keys: u8) -> Shelf {
     let shelf = block_on(Shelf::start(devices, index));
@@ -262,6 +263,23 @@ fn a_block_that_fits_no_segment_is_refused_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_block_of_no_bytes_writes_over_nothing_behind_it() {
+    for seed in 0..30 {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = [device(8, 200 + seed)];
+        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        // A slot or lease of no bytes has a page in memory.
+        let page = || Buffer::Pages(Pages::new(1));
+        let empty = shelf.disk.write_buffer(key(1), about(&[]), &page);
+        let other = value(1);
+        let (empty, other) = block_on(future::zip(empty, shelf.put(key(0), &other)));
+        assert_eq!((empty.unwrap().len, other.unwrap().page), (0, 2));
+        assert_eq!(right(&shelf, 1), 1, "{seed}");
+        shelf.stop();
+    }
+}
+
+#[test]
 fn a_slow_disk_serves_all_that_wait_with_fewer_syncs_than_writes() {
     let folder = tempfile::tempdir().unwrap();
     let devices = [device(16, 14)];
@@ -306,6 +324,11 @@ fn a_disk_of_somebody_else_is_not_touched_and_a_damaged_one_is_emptied() {
     let shelf = block_on(Shelf::start(&devices, folder.path()));
     assert_eq!((shelf.report.segments, right(&shelf, 5)), (0, 0));
     shelf.stop();
+    // Some file systems leave the first pages as they are.
+    let other = [device(8, 17)];
+    other[0].overwrite(64 << 10, b"_BHRfS_M");
+    let refused = block_on(start(&other, folder.path(), SEGMENT_BYTES, || [1; 32]));
+    assert!(matches!(refused, Err(StartError::Foreign(0))));
 }
 
 #[test]

@@ -19,11 +19,15 @@ use kvstore::disk::{Disk, DiskError, Event, Limits};
 use kvstore::key::Key;
 
 use crate::fault_device::Dice;
+use crate::loop_device::{LoopDevice, sparse};
 use crate::shelf::{about, key, pages, value};
 
-/// Runs of one `cargo test`; `CGN_KILL_RUNS=300` runs as many as the claim needs.
-const RUNS: u64 = 30;
+/// Runs of one `cargo test`, or as many as `CGN_KILL_RUNS` says.
+const RUNS: u64 = 300;
+/// Disks that they are shared out to. A run waits for its disk most of the time.
+const LANES: u64 = 6;
 const FOLDER: &str = "CGN_KILL_FOLDER";
+const DISK: &str = "CGN_KILL_DISK";
 const SEED: &str = "CGN_KILL_SEED";
 const WRITERS: u8 = 6;
 const KEYS_OF_WRITER: u8 = 5;
@@ -31,12 +35,16 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 const DISK_BYTES: u64 = 9 << 20;
 
 /// What the tier does within one executor of its own.
-fn with_disk(folder: &Path, test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key, Place>)) {
+fn with_disk(
+    folder: &Path,
+    disk: &Path,
+    test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key, Place>),
+) {
     let executor = LocalExecutorBuilder::default().make().unwrap();
     executor.run(async {
         let ring = Ring::new().unwrap();
         let driver = spawn_local(ring.clone().drive());
-        let file = DiskFile::open(folder, DISK_BYTES).unwrap();
+        let file = DiskFile::open(disk, DISK_BYTES).unwrap();
         let devices = vec![RingDevice::new(ring.clone(), &file)];
         let index_dir = folder.join("index");
         let started = start(&devices, &index_dir, SEGMENT_BYTES, || [3; 32]).await.unwrap();
@@ -61,8 +69,9 @@ fn with_disk(folder: &Path, test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key
 #[ignore = "the child of the test below"]
 fn child() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let disk = std::env::var_os(DISK).unwrap();
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
-    with_disk(Path::new(&folder), async |disk, places| {
+    with_disk(Path::new(&folder), Path::new(&disk), async |disk, places| {
         let cleaned = disk.clone();
         let cleaner =
             async move { cleaned.clean(async |pause| glommio::timer::sleep(pause).await).await };
@@ -136,10 +145,11 @@ fn hear(line: &str, allowed: &mut Allowed) -> bool {
     matches!(word, "done" | "removed")
 }
 
-fn run_and_kill(folder: &Path, seed: u64, acknowledged: u64, allowed: &mut Allowed) {
+fn run_and_kill(folder: &Path, disk: &Path, seed: u64, acknowledged: u64, allowed: &mut Allowed) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "kill::child", "--nocapture"])
         .env(FOLDER, folder)
+        .env(DISK, disk)
         .env(SEED, seed.to_string())
         .stdout(Stdio::piped())
         .spawn()
@@ -167,9 +177,9 @@ fn run_and_kill(folder: &Path, seed: u64, acknowledged: u64, allowed: &mut Allow
     child.wait().unwrap();
 }
 
-fn look(folder: &Path, allowed: &mut Allowed) {
+fn look(folder: &Path, disk: &Path, allowed: &mut Allowed) {
     let found = std::cell::RefCell::new(HashMap::new());
-    with_disk(folder, async |disk, places| {
+    with_disk(folder, disk, async |disk, places| {
         for number in 0..WRITERS * KEYS_OF_WRITER {
             let value = read(&disk, &places, number).await;
             found.borrow_mut().insert(number, value);
@@ -200,17 +210,39 @@ async fn read(
     }
 }
 
+/// Kills `runs` times on one disk, and looks after each.
+fn kill_on(folder: &Path, disk: &Path, lane: u64, runs: u64) {
+    let mut dice = Dice::new(0xC0FFEE + 2 * lane);
+    let mut allowed = Allowed::new();
+    for run in 0..runs {
+        run_and_kill(folder, disk, lane << 32 | run, 1 + dice.roll(60), &mut allowed);
+        if dice.roll(4) == 0 {
+            std::fs::remove_dir_all(folder.join("index")).unwrap();
+        }
+        look(folder, disk, &mut allowed);
+    }
+}
+
 #[test]
 fn what_was_acknowledged_before_a_kill_is_there_after_it() {
     let runs = std::env::var("CGN_KILL_RUNS").ok().and_then(|runs| runs.parse().ok());
-    let folder = tempfile::tempdir().unwrap();
-    let mut dice = Dice::new(0xC0FFEE);
-    let mut allowed = Allowed::new();
-    for run in 0..runs.unwrap_or(RUNS) {
-        run_and_kill(folder.path(), run, 1 + dice.roll(60), &mut allowed);
-        if dice.roll(4) == 0 {
-            std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    let runs = runs.unwrap_or(RUNS);
+    std::thread::scope(|scope| {
+        for lane in 0..LANES {
+            scope.spawn(move || {
+                let folder = tempfile::tempdir().unwrap();
+                let runs = runs / LANES + u64::from(lane < runs % LANES);
+                kill_on(folder.path(), folder.path(), lane, runs);
+            });
         }
-        look(folder.path(), &mut allowed);
-    }
+    });
+}
+
+#[test]
+fn a_block_device_keeps_what_was_acknowledged_before_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk");
+    sparse(&file, DISK_BYTES);
+    let Some(device) = LoopDevice::over(&file) else { return };
+    kill_on(folder.path(), &device.path, LANES, 20);
 }
