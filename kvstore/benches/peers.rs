@@ -21,6 +21,10 @@ use kvstore::server::Server;
 use kvstore::store::{About, Store};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 
+/// As the daemon has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const NAMESPACE: &str = "bench";
 const BLOCKS: usize = 128;
 const BLOCK_BYTES: usize = 1 << 20;

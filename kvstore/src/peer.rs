@@ -7,7 +7,7 @@
 //!   told), [`pace`] (whom to ask, when to ask another), [`limits`] (what may leave), [`backoff`] (whom to
 //!   dial);
 //! * who is who: [`tls`] (files), [`certificate`] (names);
-//! * doing: [`endpoint`] and [`socket`] (QUIC), [`link`] (the seam for another transport), `conversation`
+//! * doing: [`endpoint`], [`socket`] and `burst` (QUIC), [`link`] (the seam for another transport), `conversation`
 //!   (one connection), [`ask`] and [`serve`] (one request), [`fetch`] (read-through);
 //! * owning: `node` (the thread's state), `thread` (its loop).
 //!
@@ -16,6 +16,7 @@
 pub mod ask;
 pub mod backoff;
 pub mod blocks;
+mod burst;
 pub mod certificate;
 pub mod config;
 mod conversation;
