@@ -57,6 +57,8 @@ const GRACE_PART: u64 = 16;
 pub const STEPS_MAX: usize = 1024;
 /// Of these, refused blocks of earlier calls that are asked for again.
 const REFUSED_STEPS_MAX: usize = 16;
+/// Blocks that one call of [`Eviction::victim_spent`] looks at: who asks has no need.
+const SPENT_STEPS_MAX: usize = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
@@ -237,7 +239,26 @@ impl Eviction {
         of: Option<NamespaceId>,
         may_go: impl FnMut(u32) -> bool,
     ) -> Option<u32> {
-        self.seek(of, may_go, REFUSED_STEPS_MAX, STEPS_MAX)
+        self.seek(of, may_go, REFUSED_STEPS_MAX, STEPS_MAX, f64::NEG_INFINITY)
+    }
+
+    /// As [`Eviction::victim`], but only a block that has outlived its head start: for one that nobody asked
+    /// for. A newcomer at its best has waited for nothing and has no head start, so what has
+    /// some of its own left is worth more.
+    pub fn victim_spent(
+        &mut self,
+        of: Option<NamespaceId>,
+        may_go: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.seek(of, may_go, 0, SPENT_STEPS_MAX, 0.0)
+    }
+
+    /// Whether the block that is next to go has outlived its head start. It may be one that is parked, or that
+    /// may not go.
+    #[must_use]
+    pub fn is_next_spent(&self, of: Option<NamespaceId>) -> bool {
+        let next = self.groups_of(of).and_then(|groups| self.oldest(groups));
+        next.is_some_and(|(waited, _)| waited > 0.0)
     }
 
     /// As [`Eviction::victim`], but looks at every block before it gives up.
@@ -246,7 +267,7 @@ impl Eviction {
         of: Option<NamespaceId>,
         may_go: impl FnMut(u32) -> bool,
     ) -> Option<u32> {
-        self.seek(of, may_go, usize::MAX, usize::MAX)
+        self.seek(of, may_go, usize::MAX, usize::MAX, f64::NEG_INFINITY)
     }
 
     fn seek(
@@ -255,24 +276,27 @@ impl Eviction {
         mut may_go: impl FnMut(u32) -> bool,
         refused_max: usize,
         steps_max: usize,
+        waited_min: f64,
     ) -> Option<u32> {
-        let groups = match of {
-            Some(namespace) => {
-                let number = self.groups.number(namespace)?;
-                number..number + 1
-            }
-            None => 0..self.groups.len(),
-        };
+        let groups = self.groups_of(of)?;
         if let Some(id) = self.seek_refused(groups.clone(), &mut may_go, refused_max) {
             return Some(self.evict(id));
         }
         for _ in 0..steps_max {
-            let id = self.oldest(groups.clone())?;
+            let (_, id) = self.oldest(groups.clone()).filter(|(waited, _)| *waited > waited_min)?;
             if self.passes(id, &mut may_go) {
                 return Some(self.evict(id));
             }
         }
         None
+    }
+
+    /// The queues to look at; none if the namespace has no block.
+    fn groups_of(&self, of: Option<NamespaceId>) -> Option<Range<usize>> {
+        match of {
+            Some(namespace) => self.groups.number(namespace).map(|number| number..number + 1),
+            None => Some(0..self.groups.len()),
+        }
     }
 
     /// Asks again for blocks that were refused: they are older than the rest. One that is refused again goes
@@ -318,14 +342,14 @@ impl Eviction {
         id
     }
 
-    /// Of the firsts of all queues the one that has waited longest after its head start.
-    fn oldest(&self, groups: Range<usize>) -> Option<u32> {
+    /// Of the firsts of all queues the one that has waited longest after its head start, and how long.
+    fn oldest(&self, groups: Range<usize>) -> Option<(f64, u32)> {
         let queues = groups.flat_map(|group| (0..CLASSES).map(move |class| (group, class)));
         let firsts = queues.filter_map(|(group, class)| {
             let id = self.queues.first(queue(group, class))?;
             Some((self.waited(class, self.entries[id as usize].stamp), id))
         });
-        firsts.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, id)| id)
+        firsts.max_by(|one, other| one.0.total_cmp(&other.0))
     }
 
     /// How long a block of a class has waited since its last use, without its head start, in bytes.

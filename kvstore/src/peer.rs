@@ -4,11 +4,12 @@
 //! on one thread of its own:
 //!
 //! * deciding, pure: [`wire`] (bytes), [`directory`] (who holds what), [`gossip`] (what peers are to be
-//!   told), [`pace`] (whom to ask, when to ask another), [`limits`] (what may leave), [`backoff`] (whom to
-//!   dial);
+//!   told), [`heat`] (what is hot), [`offer`] (who gets a copy of it), [`pace`] (whom to ask, when to ask
+//!   another), [`limits`] (what may leave), [`backoff`] (whom to dial);
 //! * who is who: [`tls`] (files), [`certificate`] (names);
 //! * doing: [`endpoint`], [`socket`] and `burst` (QUIC), [`link`] (the seam for another transport), `conversation`
-//!   (one connection), [`ask`] and [`serve`] (one request), [`fetch`] (read-through);
+//!   (one connection), [`ask`] and [`serve`] (one request), [`fetch`] (read-through), `promote` (copies of hot
+//!   blocks);
 //! * owning: `node` (the thread's state), `thread` (its loop).
 //!
 //! Only here does kvstore use tokio, because quinn does. It knows the store by [`blocks`] alone.
@@ -24,10 +25,13 @@ pub mod directory;
 pub mod endpoint;
 pub mod fetch;
 pub mod gossip;
+pub mod heat;
 pub mod limits;
 pub mod link;
 mod node;
+pub mod offer;
 pub mod pace;
+mod promote;
 pub mod serve;
 pub mod socket;
 pub mod stats;
@@ -38,6 +42,7 @@ pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -102,6 +107,7 @@ impl Peers {
         let shared = Arc::new(Shared {
             commands: Inbox::new(COMMANDS_MAX),
             changes: ArrayQueue::new(CHANGES_MAX),
+            known: AtomicUsize::new(0),
             stats,
         });
         let (started, start) = std::sync::mpsc::sync_channel(1);
@@ -120,6 +126,10 @@ impl Peers {
     /// Without a deadline, `kv.peers.fetch_ms_max` is one.
     pub async fn fetch(&self, keys: Vec<Key>, deadline: Option<Instant>) -> Vec<Fetched> {
         let count = keys.len();
+        // Where no peer holds anything, which is so while none is connected, a miss costs this look.
+        if self.shared.known.load(Relaxed) == 0 {
+            return vec![Fetched::Missing; count];
+        }
         let (reply, waiting) = reply();
         let sent = self.shared.commands.send(Command::Fetch { keys, deadline, reply });
         let answer = match sent {

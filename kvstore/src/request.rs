@@ -13,7 +13,7 @@ use crate::executor::spawn;
 use crate::key::{Key, NamespaceId};
 use crate::mesh::Reply;
 use crate::shard::{Reach, Shard};
-use crate::store::{About, Listed, StoreError, Tier};
+use crate::store::{About, Claim, Listed, StoreError, Tier};
 
 /// A page of a listing: blocks, and the id to go on at.
 pub type Page = (Vec<Listed>, Option<u32>);
@@ -45,8 +45,19 @@ pub enum Request {
         key: Key,
         /// Its bytes.
         len: usize,
+        /// Whose place it may take.
+        claim: Claim,
         /// The memory.
         reply: Reply<Result<Slot, StoreError>>,
+    },
+    /// Whether a block that a peer offers would find memory.
+    Welcome {
+        /// Which.
+        key: Key,
+        /// Its bytes.
+        len: usize,
+        /// Whether it would.
+        reply: Reply<bool>,
     },
     /// A block that is written.
     Commit {
@@ -142,9 +153,13 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
                 later(shard, async move |shard| reply.send(shard.get(key, reach, deadline).await))
             }
         },
-        Request::Reserve { key, len, reply } => {
+        Request::Reserve { key, len, claim: Claim::Asked, reply } => {
             later(shard, async move |shard| reply.send(shard.reserve(key, len).await));
         }
+        Request::Reserve { key, len, claim: Claim::Offered, reply } => {
+            reply.send(shard.reserve_offered(key, len));
+        }
+        Request::Welcome { key, len, reply } => reply.send(shard.welcomes(key, len)),
         Request::Commit { slot, about, reply } => later(shard, async move |shard| {
             reply.send(shard.commit(slot, about).await);
         }),

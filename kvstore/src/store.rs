@@ -27,6 +27,15 @@ pub enum Tier {
     Disk,
 }
 
+/// What a block that comes may take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Somebody asked for it: of whatever is the next to go, and it waits for room.
+    Asked,
+    /// A peer offered it: of what has outlived its head start in the order of eviction, and at once.
+    Offered,
+}
+
 /// What a client says of a block it stores.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -198,8 +207,28 @@ impl Store {
     pub async fn reserve(&self, key: Key, len: usize) -> Result<Slot, StoreError> {
         match self.own(key) {
             Some(shard) => shard.reserve(key, len).await,
-            None => self.ask(key, |reply| Request::Reserve { key, len, reply }).await?,
+            None => {
+                let claim = Claim::Asked;
+                self.ask(key, |reply| Request::Reserve { key, len, claim, reply }).await?
+            }
         }
+    }
+
+    /// Memory for a block that nobody here asked for, where it takes none from a better one.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::Busy`] if all that is here is worth more.
+    pub async fn reserve_offered(&self, key: Key, len: usize) -> Result<Slot, StoreError> {
+        let claim = Claim::Offered;
+        self.ask(key, |reply| Request::Reserve { key, len, claim, reply }).await?
+    }
+
+    /// Whether [`Store::reserve_offered`] would find memory now, as far as can be seen without making it.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] and [`StoreError::Draining`].
+    pub async fn welcomes(&self, key: Key, len: usize) -> Result<bool, StoreError> {
+        self.ask(key, |reply| Request::Welcome { key, len, reply }).await
     }
 
     /// Stores the block written to `slot`, which was reserved for the same key.

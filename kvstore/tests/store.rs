@@ -266,3 +266,33 @@ proptest! {
         server.stop();
     }
 }
+
+#[test]
+fn a_block_that_was_offered_takes_the_place_of_none_that_is_better() {
+    let server = start("ram_gib = 0.03125\nlimits.block_mib_max = 8\n");
+    let store = Store::remote(server.house.clone());
+    let offer = |number: u64| {
+        let welcome = block_on(store.welcomes(key(number), 1 << 20)).unwrap();
+        let reserved = block_on(store.reserve_offered(key(number), 1 << 20));
+        assert_eq!(welcome, reserved.is_ok(), "{number}");
+        reserved
+    };
+    assert_eq!(offer(1).unwrap_err(), StoreError::UnknownNamespace);
+    store.namespace("test").unwrap();
+    assert!(offer(1).is_ok(), "there is room");
+    for number in 0..32 {
+        put(&store, number, None, &vec![1; 1 << 20]).unwrap();
+    }
+    for number in 0..32 {
+        assert!(get(&store, number).is_some());
+    }
+    assert_eq!(offer(100).unwrap_err(), StoreError::Busy, "all of it was used a moment ago");
+    assert!((0..32).all(|number| tier(&store, number).is_some()));
+    for number in 32..64 {
+        put(&store, number, None, &vec![2; 1 << 20]).unwrap();
+    }
+    let slot = offer(100).unwrap();
+    block_on(store.commit(slot, about(100, None))).unwrap();
+    assert!(tier(&store, 100).is_some(), "it took the place of one that nobody used");
+    server.stop();
+}

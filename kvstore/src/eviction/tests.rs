@@ -327,3 +327,25 @@ fn a_namespace_over_its_quota_finds_its_own_at_once() {
     assert_eq!(eviction.victim(Some(OTHER), |_| true), None);
     assert_eq!(eviction.victim(None, |_| true), Some(0), "the others lost nothing of their order");
 }
+
+#[test]
+fn who_has_no_need_gets_only_what_has_outlived_its_head_start() {
+    let mut eviction = Eviction::new(100);
+    (0..10).for_each(|id| eviction.insert(id, ONE, u64::from(id), 10));
+    (0..10).for_each(|id| eviction.touch(id));
+    assert!(!eviction.is_next_spent(None));
+    assert_eq!(eviction.victim_spent(None, |_| true), None, "each was used a moment ago");
+    eviction.insert(10, ONE, 10, 10);
+    assert_eq!(eviction.victim_spent(None, |_| true), None, "nor is the newcomer older than one");
+    eviction.insert(11, ONE, 11, 10);
+    assert!(eviction.is_next_spent(None) && eviction.is_next_spent(Some(ONE)));
+    assert!(!eviction.is_next_spent(Some(OTHER)));
+    assert_eq!(eviction.victim_spent(None, |id| id != 10), None, "leased");
+    assert_eq!(eviction.victim_spent(Some(ONE), |_| true), None, "it waits for its turn aside");
+    assert_eq!(eviction.victim(None, |_| true), Some(10), "and is the next");
+    // Half of the capacity later the used ones have lost their head start.
+    (12..17).for_each(|id| eviction.insert(id, OTHER, u64::from(id), 10));
+    assert_eq!(eviction.victim_spent(None, |_| true), Some(11));
+    let spent = std::iter::from_fn(|| eviction.victim_spent(Some(ONE), |_| true));
+    assert_eq!(spent.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+}

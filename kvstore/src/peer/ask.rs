@@ -8,6 +8,7 @@ use super::blocks::Blocks;
 use super::link::{Gone, Link, Receiving};
 use super::wire::{self, AnswerHead, BlockHead, Request, Status, WireError};
 use crate::key::Key;
+use crate::store::Claim;
 
 /// Bytes hashed at a time: enough for BLAKE3's widest path, few enough to be in the cache still.
 const HASHED_BYTES: usize = 128 << 10;
@@ -53,8 +54,9 @@ pub enum AskError {
 
 /// Who hears what came of each key.
 pub trait Listener {
-    /// Whether the block with this number is still wanted.
-    fn is_wanted(&self, index: usize) -> bool;
+    /// What the block with this number, of `len` bytes, may take the place of; none if it is not wanted, or
+    /// not any more.
+    fn claim(&self, index: usize, len: u64) -> Option<Claim>;
 
     /// The block with this number came to this, `took` after the one before it.
     fn told(&self, index: usize, told: Told, took: Duration, load: u16);
@@ -118,7 +120,8 @@ async fn one<B: Blocks>(
             let mut rest = vec![0; answer.rest_bytes()];
             read(receiving, &mut rest).await?;
             let head = wire::decode_block_head(&answer, &rest)?;
-            block(receiving, blocks, key, head, &|| listener.is_wanted(index)).await?
+            let len = head.len;
+            block(receiving, blocks, key, head, &|| listener.claim(index, len)).await?
         }
     };
     Ok((answer, told))
@@ -130,13 +133,13 @@ async fn block<B: Blocks>(
     blocks: &B,
     key: Key,
     head: BlockHead,
-    is_wanted: &impl Fn() -> bool,
+    claim: &impl Fn() -> Option<Claim>,
 ) -> Result<Told, AskError> {
     // Names decide whose quota a block is charged to: a peer may not choose it.
     let is_ours = crate::key::NamespaceId::of(&head.namespace) == key.namespace;
-    let reserved = match is_ours && is_wanted() {
-        true => Some(blocks.reserve(key, &head).await),
-        false => None,
+    let reserved = match claim().filter(|_| is_ours) {
+        Some(claim) => Some(blocks.reserve(key, &head, claim).await),
+        None => None,
     };
     let mut slot = match reserved {
         Some(Ok(slot)) => slot,
@@ -156,7 +159,7 @@ async fn block<B: Blocks>(
     if read_hashed(receiving, bytes).await? != head.hash {
         return Ok(Told::Wrong);
     }
-    if !is_wanted() {
+    if claim().is_none() {
         return Ok(Told::Unwanted);
     }
     let bytes = head.len;

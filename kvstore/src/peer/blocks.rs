@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::wire::BlockHead;
 use crate::key::Key;
+use crate::store::Claim;
 
 /// Why a block that a peer sent was not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,11 +32,19 @@ pub trait Blocks: Clone + 'static {
     /// [`NotHad`].
     async fn held(&self, key: Key) -> Result<Option<Self::Held>, NotHad>;
 
+    /// Whether a block of `bytes` that a peer offers would be kept, as far as can be said now.
+    async fn welcomes(&self, key: Key, bytes: u64) -> bool;
+
     /// Memory for a block of `head.len` bytes.
     ///
     /// # Errors
     /// [`NotKept`].
-    async fn reserve(&self, key: Key, head: &BlockHead) -> Result<Self::Slot, NotKept>;
+    async fn reserve(
+        &self,
+        key: Key,
+        head: &BlockHead,
+        claim: Claim,
+    ) -> Result<Self::Slot, NotKept>;
 
     /// Keeps a block whose bytes are checked.
     ///

@@ -39,8 +39,10 @@ pub struct PeersConfig {
     pub fetches_max: usize,
     /// How long a block is waited for where its asker names no deadline, in milliseconds.
     pub fetch_ms_max: u64,
-    /// Times that peers fetch a block within 10 s before they are told to keep a copy; 0: never.
+    /// Times that peers fetch a block within 10 s before a peer that lacks it is offered a copy; 0: never.
     pub hot_fetches: u32,
+    /// MiB a second of such copies, offered and taken each; 0: no limit.
+    pub hot_mib_s_max: u64,
 }
 
 impl Default for PeersConfig {
@@ -60,6 +62,7 @@ impl Default for PeersConfig {
             fetches_max: 4_096,
             fetch_ms_max: 5_000,
             hot_fetches: 8,
+            hot_mib_s_max: 64,
         }
     }
 }
@@ -94,6 +97,11 @@ impl PeersConfig {
                     .to_owned(),
             )),
         }
+    }
+
+    /// What of hot blocks is offered and taken, in bytes a second.
+    pub fn hot_bytes_s_max(&self) -> u64 {
+        self.hot_mib_s_max << 20
     }
 
     /// What may leave.

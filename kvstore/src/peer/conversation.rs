@@ -9,12 +9,12 @@ use rustls::pki_types::UnixTime;
 use super::blocks::Blocks;
 use super::certificate::dns_name;
 use super::config::is_address;
-use super::fetch::fetch;
 use super::limits::Bucket;
 use super::link::{Close, Gone, Link, Receiving, Sending};
 use super::node::{Node, Peer};
+use super::promote::take;
 use super::serve::{ServeError, Served, serve};
-use super::wire::{FRAME_BYTES_MAX, Frame, HOT_KEYS_MAX, WireError};
+use super::wire::{FRAME_BYTES_MAX, Frame, WireError};
 use crate::key::Key;
 
 /// How often a peer is told what changed.
@@ -25,8 +25,6 @@ const FRAMES_MAX: usize = 4;
 const KNOWN_EVERY: Duration = Duration::from_secs(5);
 /// Gossip taken from one peer, bytes a second: more waits in the peer's own memory.
 const GOSSIP_BYTES_S: u64 = 8 << 20;
-/// How long a hot block may take to come here.
-const PROMOTION: Duration = Duration::from_secs(5);
 
 /// Admits a connection and talks until it ends. Whether it ended well: a peer was there and was let in.
 pub(super) async fn converse<B: Blocks>(
@@ -101,7 +99,7 @@ impl<B: Blocks> Served for Teller<'_, B> {
     fn sent(&self, key: Key, bytes: u64) {
         self.node.stats.sent.inc();
         self.node.stats.sent_bytes.inc_by(bytes);
-        self.node.heat.borrow_mut().count(key, Instant::now());
+        self.node.heat.borrow_mut().count(key, bytes, Instant::now());
     }
 
     fn missed(&self, key: Key) {
@@ -240,7 +238,7 @@ fn hear<B: Blocks>(node: &Rc<Node<B>>, peer: &Rc<Peer>, frame: Frame) {
         Frame::Hello(_) => {}
         Frame::Added(prints) => node.directory.borrow_mut().add(peer.place, &prints),
         Frame::Removed(prints) => node.directory.borrow_mut().remove(peer.place, &prints),
-        Frame::Hot(keys) => promote(node, peer, &keys),
+        Frame::Hot(offered) => take(node, peer, &offered),
         Frame::Known(addresses) => {
             let mut known = node.addresses.borrow_mut();
             let own = node.config.advertise.as_deref();
@@ -249,24 +247,5 @@ fn hear<B: Blocks>(node: &Rc<Node<B>>, peer: &Rc<Peer>, frame: Frame) {
             others.for_each(|address| known.learn(address, false, Instant::now()));
         }
     }
-    node.stats.directory.set(node.directory.borrow().len() as i64);
-}
-
-/// Keeps copies of what many ask a peer for, one batch at a time.
-fn promote<B: Blocks>(node: &Rc<Node<B>>, peer: &Rc<Peer>, keys: &[Key]) {
-    let prints: Vec<u64> = keys.iter().map(Key::fingerprint).collect();
-    node.directory.borrow_mut().add(peer.place, &prints);
-    let lacking: Vec<Key> = {
-        let log = node.log.borrow();
-        let lacking = keys.iter().filter(|key| !log.holds(key.fingerprint()));
-        lacking.take(HOT_KEYS_MAX).copied().collect()
-    };
-    if lacking.is_empty() || peer.is_promoting.replace(true) {
-        return;
-    }
-    let (node, peer) = (node.clone(), peer.clone());
-    tokio::task::spawn_local(async move {
-        fetch(&node, &lacking, tokio::time::Instant::now() + PROMOTION).await;
-        peer.is_promoting.set(false);
-    });
+    node.count_known();
 }

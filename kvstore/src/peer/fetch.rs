@@ -18,6 +18,7 @@ use super::node::{Node, Peer};
 use super::wire::REQUEST_KEYS_MAX;
 use crate::key::Key;
 use crate::signal::Signal;
+use crate::store::Claim;
 
 /// Peers asked for one block. If three that should hold it do not, the directory is out of date.
 const ASKED_MAX: u32 = 3;
@@ -56,6 +57,10 @@ pub(super) struct Flight {
     /// Requests that may still bring it.
     live: Cell<u32>,
     is_refused: Cell<bool>,
+    /// What it may take the place of: more once somebody asks for it who waits.
+    claim: Cell<Claim>,
+    /// What a block that was offered may have at most: what its peer said when it offered it.
+    offered_bytes: Option<u64>,
     /// Rings when something came for any block of its batch.
     progress: Rc<Signal>,
 }
@@ -73,22 +78,24 @@ impl Flight {
     }
 }
 
-/// Fetches `keys` and says of each what came of it.
+/// Fetches blocks and says of each what came of it. The number beside a key is how large it may be.
 pub(super) async fn fetch<B: Blocks>(
     node: &Rc<Node<B>>,
-    keys: &[Key],
+    blocks: &[(Key, u64)],
+    claim: Claim,
     deadline: Instant,
 ) -> Vec<Fetched> {
-    let flights = board(node, keys, deadline);
-    let mut results = Vec::with_capacity(keys.len());
-    for (key, flight) in keys.iter().zip(flights) {
+    let flights = board(node, blocks, claim, deadline);
+    let mut results = Vec::with_capacity(blocks.len());
+    for (block, flight) in blocks.iter().zip(flights) {
+        let is_less = flight.as_ref().is_some_and(|flight| flight.offered_bytes.is_some());
         let mut result = arrived(flight, deadline).await;
-        // Who began this flight had less time than is left here.
-        if result == Fetched::Late && Instant::now() < deadline {
-            let again = board(node, std::slice::from_ref(key), deadline).pop().flatten();
+        // Who began this flight had less time than is left here, or less of a claim.
+        let is_over = result == Fetched::Late || (result != Fetched::Kept && is_less);
+        if claim == Claim::Asked && is_over && Instant::now() < deadline {
+            let again = board(node, std::slice::from_ref(block), claim, deadline).pop().flatten();
             result = arrived(again, deadline).await;
         }
-        node.stats.fetched.with_label_values(&[result.as_str()]).inc();
         results.push(result);
     }
     results
@@ -112,16 +119,20 @@ async fn arrived(flight: Option<Rc<Flight>>, deadline: Instant) -> Fetched {
 /// A flight for each key, joined or begun; none where there are too many.
 fn board<B: Blocks>(
     node: &Rc<Node<B>>,
-    keys: &[Key],
+    blocks: &[(Key, u64)],
+    claim: Claim,
     deadline: Instant,
 ) -> Vec<Option<Rc<Flight>>> {
     let progress = Rc::new(Signal::default());
     let mut begun = Vec::new();
-    let mut all = Vec::with_capacity(keys.len());
+    let mut all = Vec::with_capacity(blocks.len());
     {
         let mut flights = node.flights.borrow_mut();
-        for &key in keys {
+        for &(key, bytes_max) in blocks {
             if let Some(flight) = flights.get(&key) {
+                if claim == Claim::Asked {
+                    flight.claim.set(claim);
+                }
                 all.push(Some(flight.clone()));
                 continue;
             }
@@ -136,6 +147,8 @@ fn board<B: Blocks>(
                 asks: Cell::new(0),
                 live: Cell::new(0),
                 is_refused: Cell::new(false),
+                claim: Cell::new(claim),
+                offered_bytes: (claim == Claim::Offered).then_some(bytes_max),
                 progress: progress.clone(),
             });
             flights.insert(key, flight.clone());
@@ -262,8 +275,12 @@ struct Heard<'a, B> {
 }
 
 impl<B: Blocks> Listener for Heard<'_, B> {
-    fn is_wanted(&self, index: usize) -> bool {
-        self.flights.borrow().get(index).is_some_and(|flight| flight.is_waiting())
+    fn claim(&self, index: usize, len: u64) -> Option<Claim> {
+        let flights = self.flights.borrow();
+        let flight = flights.get(index).filter(|flight| flight.is_waiting())?;
+        // One that is larger than was said when it was offered would be past every limit on offers.
+        let is_as_offered = flight.offered_bytes.is_none_or(|bytes| len <= bytes);
+        is_as_offered.then(|| flight.claim.get())
     }
 
     fn told(&self, index: usize, told: Told, took: Duration, load: u16) {
@@ -282,6 +299,7 @@ impl<B: Blocks> Listener for Heard<'_, B> {
             }
             Told::Missing => {
                 self.node.directory.borrow_mut().remove(self.peer.place, &[print]);
+                self.node.count_known();
             }
             Told::Wrong => {
                 self.node.stats.corrupt.inc();

@@ -1,21 +1,15 @@
-//! What each peer is still to be told: which blocks came, which went, which are hot.
+//! What each peer is still to be told: which blocks came, which went.
 //!
 //! Pure. One log for all peers, bounded; each peer reads it at its own pace with a cursor. Who is new, or
 //! has fallen behind the log, is told all blocks again, piece by piece, from the end of a list: a block
 //! that leaves the list is replaced by its last one, which was told before or is told again.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
 
-use super::wire::{FRAME_PRINTS_MAX, Frame, HOT_KEYS_MAX};
-use crate::key::Key;
+use super::wire::{FRAME_PRINTS_MAX, Frame};
 
 /// Changes remembered for peers that are behind.
 const CHANGES_MAX: usize = 65_536;
-/// Within this time fetches of one block are counted.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Blocks counted within one window; those that come later are not.
-const COUNTED_MAX: usize = 4_096;
 
 /// What this daemon holds and what changed.
 #[derive(Debug)]
@@ -100,46 +94,6 @@ impl Log {
     }
 }
 
-/// Counts what peers fetch from here.
-#[derive(Debug)]
-pub struct Heat {
-    fetches: u32,
-    counts: HashMap<Key, u32, foldhash::fast::RandomState>,
-    began: Instant,
-    hot: Vec<Key>,
-}
-
-impl Heat {
-    /// A block is hot when fetched `fetches` times within 10 s; 0: none ever is.
-    pub fn new(fetches: u32, now: Instant) -> Heat {
-        Heat { fetches, counts: HashMap::default(), began: now, hot: Vec::new() }
-    }
-
-    /// A peer fetched it.
-    pub fn count(&mut self, key: Key, now: Instant) {
-        if now.saturating_duration_since(self.began) >= WINDOW {
-            self.counts.clear();
-            self.began = now;
-        }
-        if self.fetches == 0
-            || (self.counts.len() >= COUNTED_MAX && !self.counts.contains_key(&key))
-        {
-            return;
-        }
-        let count = self.counts.entry(key).or_insert(0);
-        *count += 1;
-        // Exactly once a window, and no more than one frame tells of.
-        if *count == self.fetches && self.hot.len() < HOT_KEYS_MAX {
-            self.hot.push(key);
-        }
-    }
-
-    /// What became hot since this was asked last.
-    pub fn take(&mut self) -> Vec<Key> {
-        std::mem::take(&mut self.hot)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -148,7 +102,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::key::{Name, NamespaceId};
 
     fn told(log: &Log, cursor: &mut Cursor, known: &mut BTreeSet<u64>, frames: usize) {
         for _ in 0..frames {
@@ -198,18 +151,5 @@ mod tests {
         let mut known = BTreeSet::new();
         told(&log, &mut cursor, &mut known, 1_000);
         assert_eq!(known, BTreeSet::from([1]));
-    }
-
-    #[test]
-    fn a_block_is_hot_once_a_window_and_only_when_fetched_often() {
-        let now = Instant::now();
-        let mut heat = Heat::new(3, now);
-        let key = Key::new(NamespaceId::of("n"), Name::of(b"k"));
-        (0..2).for_each(|_| heat.count(key, now));
-        heat.count(key, now + WINDOW);
-        assert_eq!(heat.take(), []);
-        (0..9).for_each(|_| heat.count(key, now + WINDOW));
-        assert_eq!(heat.take(), [key]);
-        assert_eq!(heat.take(), []);
     }
 }

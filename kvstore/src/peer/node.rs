@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use dataplane::identity::Identity;
@@ -14,13 +16,17 @@ use super::config::PeersConfig;
 use super::directory::{Directory, PLACES_MAX, Place, Places};
 use super::endpoint::Endpoint;
 use super::fetch::Flight;
-use super::gossip::{Heat, Log};
+use super::gossip::Log;
+use super::heat::Heat;
 use super::limits::Egress;
 use super::link::{Close, Link};
+use super::offer::{Offers, Takes};
 use super::pace::Pace;
 use super::serve::Allowance;
 use super::stats::PeerStats;
+use super::thread::Shared;
 use super::tls::Credentials;
+use super::wire::Offered;
 use crate::key::Key;
 
 /// One connected peer.
@@ -34,9 +40,9 @@ pub(super) struct Peer {
     pub(super) allowance: Allowance,
     /// Where it can be dialled, once it has said so.
     pub(super) address: RefCell<Option<String>>,
-    /// Hot blocks it is to be told of; at most one frame's worth.
-    pub(super) hot: RefCell<Vec<Key>>,
-    /// Whether blocks that it calls hot are being fetched.
+    /// Hot blocks it is to be offered; at most one frame's worth.
+    pub(super) hot: RefCell<Vec<Offered>>,
+    /// Whether blocks that it offered are being fetched.
     pub(super) is_promoting: Cell<bool>,
 }
 
@@ -50,10 +56,13 @@ pub(super) struct Node<B> {
     pub(super) directory: RefCell<Directory>,
     pub(super) log: RefCell<Log>,
     pub(super) heat: RefCell<Heat>,
+    pub(super) offers: RefCell<Offers>,
+    pub(super) takes: RefCell<Takes>,
     pub(super) egress: RefCell<Egress>,
     pub(super) flights: RefCell<HashMap<Key, Rc<Flight>>>,
     pub(super) addresses: RefCell<Addresses>,
     peers: RefCell<[Option<Rc<Peer>>; PLACES_MAX]>,
+    shared: Arc<Shared>,
     chance: RandomState,
     chances: Cell<u64>,
 }
@@ -64,7 +73,7 @@ impl<B: Blocks> Node<B> {
         endpoint: Endpoint,
         credentials: Credentials,
         config: PeersConfig,
-        stats: PeerStats,
+        shared: Arc<Shared>,
         now: Instant,
     ) -> Rc<Node<B>> {
         let mut addresses = Addresses::default();
@@ -75,10 +84,13 @@ impl<B: Blocks> Node<B> {
             blocks,
             endpoint,
             credentials,
-            stats,
+            stats: shared.stats.clone(),
+            shared,
             directory: RefCell::new(Directory::new(config.directory_entries_max)),
             log: RefCell::new(Log::new(config.directory_entries_max)),
             heat: RefCell::new(Heat::new(config.hot_fetches, now)),
+            offers: RefCell::new(Offers::new(config.hot_bytes_s_max(), now)),
+            takes: RefCell::new(Takes::new(config.hot_bytes_s_max(), now)),
             egress: RefCell::new(Egress::new(config.rates(), now)),
             flights: RefCell::default(),
             addresses: RefCell::new(addresses),
@@ -163,6 +175,14 @@ impl<B: Blocks> Node<B> {
             self.directory.borrow_mut().forget(peer.place);
         }
         self.stats.connected.set(peers.iter().flatten().count() as i64);
+        self.count_known();
+    }
+
+    /// Writes down how many blocks of peers are known. While it is none, no shard asks.
+    pub(super) fn count_known(&self) {
+        let known = self.directory.borrow().len();
+        self.shared.known.store(known, Relaxed);
+        self.stats.directory.set(known as i64);
     }
 
     /// Whom to ask for a block: the cheapest of those that may hold it and were not asked yet.

@@ -19,6 +19,10 @@ pub struct PeerStats {
     pub hedged: IntCounter,
     /// Blocks whose bytes were not what their hash says.
     pub corrupt: IntCounter,
+    /// Hot blocks offered to a peer.
+    pub offered: IntCounter,
+    /// Hot blocks that peers offered, by what came of it: `kept`, `here`, `again`, `busy`, `refused`, `lost`.
+    pub copies: IntCounterVec,
     /// Connections sent away, by reason.
     pub refused: IntCounterVec,
     /// Changes of the index that were not told to peers because there were too many.
@@ -63,6 +67,12 @@ impl PeerStats {
                 "Blocks asked of a second peer, the first being slow.",
             )?,
             corrupt: counter("corruptions_total", "Blocks of peers that failed their hash.")?,
+            offered: counter("hot_offered_total", "Hot blocks offered to a peer.")?,
+            copies: counters(
+                "hot_offers_total",
+                "Hot blocks that peers offered, by outcome.",
+                "outcome",
+            )?,
             refused: counters("refusals_total", "Connections sent away, by reason.", "reason")?,
             untold: counter("untold_total", "Changes not told to peers: there were too many.")?,
             directory: gauge("directory_entries", "Blocks of peers in the directory.")?,

@@ -7,7 +7,7 @@ use super::wire::BlockHead;
 use crate::arena::Slot;
 use crate::block::Lease;
 use crate::key::Key;
-use crate::store::{About, Store};
+use crate::store::{About, Claim, Store};
 
 /// Memory of the arena that a peer's block is written to.
 #[derive(Debug)]
@@ -52,10 +52,21 @@ impl Blocks for Store {
         self.get_here(key).await.map_err(|_| NotHad)
     }
 
-    async fn reserve(&self, key: Key, head: &BlockHead) -> Result<PeerSlot, NotKept> {
-        self.namespace(&head.namespace).map_err(|_| NotKept)?;
+    async fn welcomes(&self, key: Key, bytes: u64) -> bool {
+        let Ok(len) = usize::try_from(bytes) else { return false };
+        Store::welcomes(self, key, len).await.unwrap_or(false)
+    }
+
+    async fn reserve(&self, key: Key, head: &BlockHead, claim: Claim) -> Result<PeerSlot, NotKept> {
         let len = usize::try_from(head.len).map_err(|_| NotKept)?;
-        Store::reserve(self, key, len).await.map(PeerSlot).map_err(|_| NotKept)
+        let reserved = match claim {
+            Claim::Asked => {
+                self.namespace(&head.namespace).map_err(|_| NotKept)?;
+                Store::reserve(self, key, len).await
+            }
+            Claim::Offered => self.reserve_offered(key, len).await,
+        };
+        reserved.map(PeerSlot).map_err(|_| NotKept)
     }
 
     async fn commit(&self, slot: PeerSlot, key: Key, head: BlockHead) -> Result<(), NotKept> {

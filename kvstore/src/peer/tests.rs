@@ -8,6 +8,7 @@ mod rogue;
 
 use std::time::{Duration, Instant};
 
+use super::config::PeersConfig;
 use super::fetch::Fetched;
 use cluster::{Cluster, Daemon, eventually, key, run};
 
@@ -71,19 +72,80 @@ fn peers_of_a_peer_are_found_by_gossip() {
 }
 
 #[test]
-fn a_hot_block_is_copied_to_who_did_not_ask_for_it() {
+fn a_hot_block_is_copied_to_one_that_lacks_it() {
     let cluster = Cluster::new("rack");
     let source = Daemon::start(&cluster, "a", &[], |config| config.hot_fetches = 2);
     source.hold(1, 20_000);
     let asker = Daemon::start(&cluster, "b", &[&source], |_| {});
     let other = Daemon::start(&cluster, "c", &[&source], |_| {});
     eventually(|| run(asker.peers.fetch(vec![key(1)], None)) == [Fetched::Kept]);
+    eventually(|| source.peers.stats().directory.get() == 1);
     assert!(other.held(1).is_none());
+    // Within a window or the next: the first fetch may have been the last of one.
     eventually(|| {
         run(asker.peers.fetch(vec![key(1)], None));
         other.held(1).is_some()
     });
     assert_eq!(other.held(1), source.held(1));
+    assert_eq!(other.peers.stats().copies.with_label_values(&["kept"]).get(), 1);
+    assert_eq!(asker.peers.stats().copies.with_label_values(&["here"]).get(), 0);
+}
+
+#[test]
+fn a_store_that_has_better_blocks_takes_no_copy_and_is_sent_none() {
+    let cluster = Cluster::new("rack");
+    let source = Daemon::start(&cluster, "a", &[], |config| config.hot_fetches = 1);
+    source.hold(1, 20_000);
+    source.hold(2, 20_000);
+    let asker = Daemon::start(&cluster, "b", &[&source], |_| {});
+    let full = Daemon::start(&cluster, "c", &[&source], |_| {});
+    full.store.allow(10_000);
+    eventually(|| source.peers.stats().connected.get() == 2);
+    // Each window two blocks are hot, and of two peers each is offered one.
+    eventually(|| {
+        run(asker.peers.fetch(vec![key(1), key(2)], None));
+        full.peers.stats().copies.with_label_values(&["refused"]).get() > 0
+    });
+    assert!(full.held(1).is_none() && full.held(2).is_none());
+    assert_eq!(full.peers.stats().fetched_bytes.get(), 0, "no byte moved");
+}
+
+#[test]
+fn no_copies_go_to_a_foreign_cluster() {
+    let (home, away) = (Cluster::new("home"), Cluster::new("away"));
+    let mut files = home.node("a");
+    files.foreign_ca = Some(away.path().join("ca.pem"));
+    let config = PeersConfig { hot_fetches: 1, ..PeersConfig::default() };
+    let source = Daemon::with(config, &files);
+    source.hold(1, 20_000);
+    let guests = ["g", "h"].map(|name| {
+        let mut guest = away.node(name);
+        guest.foreign_ca = Some(home.path().join("ca.pem"));
+        let connect = vec![source.address.to_string()];
+        Daemon::with(PeersConfig { connect, ..PeersConfig::default() }, &guest)
+    });
+    eventually(|| source.peers.stats().connected.get() == 2);
+    eventually(|| run(guests[0].peers.fetch(vec![key(1)], None)) == [Fetched::Kept]);
+    // A peer of its own cluster that comes now is offered what is hot in the next window; the guest is not.
+    let own = Daemon::start(&home, "b", &[&source], |_| {});
+    eventually(|| {
+        run(guests[0].peers.fetch(vec![key(1)], None));
+        own.held(1).is_some()
+    });
+    assert!(guests[1].held(1).is_none());
+}
+
+#[test]
+fn while_nobody_holds_anything_a_miss_asks_nobody() {
+    let cluster = Cluster::new("rack");
+    let alone = Daemon::start(&cluster, "a", &[], |_| {});
+    assert_eq!(run(alone.peers.fetch(vec![key(1)], None)), [Fetched::Missing]);
+    assert_eq!(alone.peers.stats().fetched.with_label_values(&["missing"]).get(), 0);
+    let other = Daemon::start(&cluster, "b", &[&alone], |_| {});
+    other.hold(1, 10);
+    eventually(|| run(alone.peers.fetch(vec![key(1)], None)) == [Fetched::Kept]);
+    drop(other);
+    eventually(|| alone.peers.stats().directory.get() == 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,12 @@ use super::conversation::converse;
 use super::endpoint::{Endpoint, EndpointError};
 use super::fetch::{Fetched, fetch};
 use super::node::Node;
+use super::promote::offer;
 use super::stats::PeerStats;
 use super::tls::Credentials;
-use super::wire::HOT_KEYS_MAX;
 use crate::key::Key;
 use crate::mesh::{Inbox, Reply};
+use crate::store::Claim;
 
 /// How often the loop looks at what changed and whom to dial.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -40,6 +42,8 @@ pub(super) struct Shared {
     pub(super) commands: Inbox<Command>,
     /// Fingerprints of blocks that came (true) or went.
     pub(super) changes: ArrayQueue<(u64, bool)>,
+    /// Blocks of peers in the directory. A miss costs no hand-over while there are none.
+    pub(super) known: AtomicUsize,
     pub(super) stats: PeerStats,
 }
 
@@ -84,8 +88,7 @@ async fn run<B: Blocks>(birth: Birth, blocks: B) {
             return;
         }
     };
-    let stats = shared.stats.clone();
-    let node = Node::new(blocks, endpoint, credentials, config, stats, Instant::now());
+    let node = Node::new(blocks, endpoint, credentials, config, shared.clone(), Instant::now());
     tokio::task::spawn_local(accept(node.clone()));
     tokio::task::spawn_local(look(node.clone(), shared.clone()));
     loop {
@@ -96,7 +99,12 @@ async fn run<B: Blocks>(birth: Birth, blocks: B) {
                 tokio::task::spawn_local(async move {
                     let longest = Duration::from_millis(node.config.fetch_ms_max);
                     let deadline = deadline.unwrap_or_else(|| Instant::now() + longest);
-                    reply.send(fetch(&node, &keys, deadline.into()).await);
+                    let blocks: Vec<_> = keys.into_iter().map(|key| (key, u64::MAX)).collect();
+                    let fetched = fetch(&node, &blocks, Claim::Asked, deadline.into()).await;
+                    for result in &fetched {
+                        node.stats.fetched.with_label_values(&[result.as_str()]).inc();
+                    }
+                    reply.send(fetched);
                 });
             }
         }
@@ -123,7 +131,7 @@ async fn accept<B: Blocks>(node: Rc<Node<B>>) {
     }
 }
 
-/// Looks at what changed, tells the peers what is hot, dials whom it is time to dial.
+/// Looks at what changed, offers what is hot, dials whom it is time to dial.
 async fn look<B: Blocks>(node: Rc<Node<B>>, shared: Arc<Shared>) {
     loop {
         {
@@ -133,12 +141,7 @@ async fn look<B: Blocks>(node: Rc<Node<B>>, shared: Arc<Shared>) {
                 log.note(print, is_added);
             }
         }
-        let hot = node.heat.borrow_mut().take();
-        for peer in node.peers().iter().filter(|_| !hot.is_empty()) {
-            let mut waiting = peer.hot.borrow_mut();
-            let room = HOT_KEYS_MAX.saturating_sub(waiting.len());
-            waiting.extend(hot.iter().take(room));
-        }
+        offer(&node, Instant::now());
         let due = node.addresses.borrow_mut().due(Instant::now(), |peer| node.is_there(peer));
         for address in due {
             tokio::task::spawn_local(dial(node.clone(), address));

@@ -24,8 +24,10 @@ pub const VALUE_BYTES_MAX: u64 = 512 << 20;
 pub const LABEL_BYTES_MAX: usize = 1024;
 /// Bytes of a frame of gossip after its length.
 pub const FRAME_BYTES_MAX: usize = 64 << 10;
-/// Hot keys in one frame.
-pub const HOT_KEYS_MAX: usize = 64;
+/// Hot blocks offered in one frame.
+pub const HOT_BLOCKS_MAX: usize = 64;
+/// Bytes of one of them: key, then length.
+pub const OFFERED_BYTES: usize = KEY_BYTES + 8;
 /// Addresses in one frame.
 pub const PEERS_MAX: usize = 256;
 
@@ -255,6 +257,15 @@ fn text(bytes: &[u8]) -> Result<String, WireError> {
     if text.chars().any(char::is_control) { Err(WireError::Text) } else { Ok(text.to_owned()) }
 }
 
+/// A block that a peer may take a copy of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// Which.
+    pub key: Key,
+    /// Bytes of its value, as the sender says: what its receiver counts on, not what it believes.
+    pub bytes: u64,
+}
+
 /// What a daemon tells a peer unasked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -264,8 +275,8 @@ pub enum Frame {
     Added(Vec<u64>),
     /// Fingerprints of blocks it no longer holds.
     Removed(Vec<u64>),
-    /// Blocks that many ask it for: better to keep a copy.
-    Hot(Vec<Key>),
+    /// Blocks that many ask it for: the receiver may keep copies.
+    Hot(Vec<Offered>),
     /// Where other daemons can be dialled.
     Known(Vec<String>),
 }
@@ -281,9 +292,12 @@ impl Frame {
             }
             Frame::Added(prints) => put_prints(&mut out, 2, prints),
             Frame::Removed(prints) => put_prints(&mut out, 3, prints),
-            Frame::Hot(keys) => {
+            Frame::Hot(blocks) => {
                 out.push(4);
-                keys.iter().take(HOT_KEYS_MAX).for_each(|key| put_key(&mut out, key));
+                for Offered { key, bytes } in blocks.iter().take(HOT_BLOCKS_MAX) {
+                    put_key(&mut out, key);
+                    out.extend_from_slice(&bytes.to_le_bytes());
+                }
             }
             Frame::Known(addresses) => {
                 out.push(5);
@@ -312,9 +326,12 @@ impl Frame {
             },
             2 => Ok(Frame::Added(prints(body)?)),
             3 => Ok(Frame::Removed(prints(body)?)),
-            4 if body.len() > HOT_KEYS_MAX * KEY_BYTES => Err(WireError::TooLong),
-            4 if !body.len().is_multiple_of(KEY_BYTES) => Err(WireError::Length),
-            4 => Ok(Frame::Hot(body.chunks_exact(KEY_BYTES).map(key).collect::<Result<_, _>>()?)),
+            4 if body.len() > HOT_BLOCKS_MAX * OFFERED_BYTES => Err(WireError::TooLong),
+            4 if !body.len().is_multiple_of(OFFERED_BYTES) => Err(WireError::Length),
+            4 => {
+                let blocks = body.chunks_exact(OFFERED_BYTES).map(offered);
+                Ok(Frame::Hot(blocks.collect::<Result<_, _>>()?))
+            }
             5 => Ok(Frame::Known(texts(body, PEERS_MAX)?)),
             _ => Err(WireError::Kind),
         }
@@ -328,6 +345,15 @@ fn put_prints(out: &mut Vec<u8>, kind: u8, prints: &[u64]) {
     out.push(kind);
     let few = prints.iter().take(FRAME_PRINTS_MAX);
     few.for_each(|print| out.extend_from_slice(&print.to_le_bytes()));
+}
+
+fn offered(bytes: &[u8]) -> Result<Offered, WireError> {
+    let (named, len) = bytes.split_at_checked(KEY_BYTES).ok_or(WireError::Length)?;
+    let bytes = u64::from_le_bytes(len.try_into().map_err(|_| WireError::Length)?);
+    if bytes > VALUE_BYTES_MAX {
+        return Err(WireError::TooLong);
+    }
+    Ok(Offered { key: key(named)?, bytes })
 }
 
 fn prints(body: &[u8]) -> Result<Vec<u64>, WireError> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use crate::peer::stats::PeerStats;
 use crate::peer::tls::Files;
 use crate::peer::wire::BlockHead;
 use crate::peer::{Peers, PeersThread};
+use crate::store::Claim;
 
 pub const NAMESPACE: &str = "model/tp0";
 
@@ -98,6 +99,8 @@ pub struct Kept {
 pub struct Plain {
     blocks: Arc<Mutex<HashMap<Key, Kept>>>,
     rules: Arc<Mutex<(Option<u64>, Duration)>>,
+    /// Told what came, as a shard tells them.
+    peers: Arc<OnceLock<Peers>>,
 }
 
 impl Plain {
@@ -136,7 +139,16 @@ impl Blocks for Plain {
         Ok(self.blocks.lock().unwrap().get(&key).cloned())
     }
 
-    async fn reserve(&self, _key: Key, head: &BlockHead) -> Result<Vec<u8>, NotKept> {
+    async fn welcomes(&self, _key: Key, bytes: u64) -> bool {
+        self.rules.lock().unwrap().0.is_none_or(|bytes_max| bytes <= bytes_max)
+    }
+
+    async fn reserve(
+        &self,
+        _key: Key,
+        head: &BlockHead,
+        _claim: Claim,
+    ) -> Result<Vec<u8>, NotKept> {
         match self.rules.lock().unwrap().0 {
             Some(bytes_max) if head.len > bytes_max => Err(NotKept),
             _ => Ok(vec![0; head.len as usize]),
@@ -146,6 +158,9 @@ impl Blocks for Plain {
     async fn commit(&self, slot: Vec<u8>, key: Key, head: BlockHead) -> Result<(), NotKept> {
         let kept = Kept { head, bytes: slot.into() };
         self.blocks.lock().unwrap().insert(key, kept);
+        if let Some(peers) = self.peers.get() {
+            peers.added(&key);
+        }
         Ok(())
     }
 }
@@ -177,6 +192,7 @@ impl Daemon {
         let view = store.clone();
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let (peers, thread) = Peers::start(listen, config, files, stats, move || view).unwrap();
+        let _ = store.peers.set(peers.clone());
         Daemon { peers, store, address: thread.address, thread: Some(thread) }
     }
 

@@ -85,6 +85,30 @@ fn where_one_is_silent_another_is_asked_too() {
     assert_eq!(daemon.peers.stats().hedged.get(), 1);
 }
 
+#[test]
+fn an_offered_block_that_is_larger_than_was_said_is_not_taken() {
+    let cluster = Cluster::new("rack");
+    let (daemon, rogue) = attacked(&cluster, Script::SmallOffer);
+    eventually(|| daemon.peers.stats().copies.with_label_values(&["lost"]).get() == 1);
+    assert_eq!(rogue.asked.load(Ordering::SeqCst), 1);
+    assert!(daemon.held(1).is_none());
+    // Who asks for it gets it, whatever was said when it was offered.
+    assert_eq!(fetch(&daemon, LONG), Fetched::Kept);
+}
+
+#[test]
+fn a_flood_of_offers_costs_one_request_at_a_time() {
+    let cluster = Cluster::new("rack");
+    let daemon = Daemon::start(&cluster, "victim", &[], |_| {});
+    let rogue = Rogue::start(&cluster.node("rogue"), daemon.address, 1, Script::ManyOffers);
+    let declined = |why: &str| daemon.peers.stats().copies.with_label_values(&[why]).get();
+    // 6,400 blocks of 1 MiB were offered: of the first 64 those that the rate and what may be on its way
+    // allow are asked for, and while that rogue is silent no others are.
+    eventually(|| declined("busy") + declined("lost") >= 6_400 - 64);
+    assert!(rogue.asked.load(Ordering::SeqCst) <= 2);
+    assert_eq!(declined("kept"), 0);
+}
+
 /// Dials with the files given, asks for block 1 if that can be, and says how many bytes came.
 fn bytes_got(files: &Files, target: SocketAddr) -> usize {
     let credentials = Credentials::load(files).unwrap();

@@ -9,7 +9,7 @@ use super::cluster::{NAMESPACE, content, key};
 use crate::peer::endpoint::Endpoint;
 use crate::peer::link::{Link, Sending};
 use crate::peer::tls::{Credentials, Files};
-use crate::peer::wire::{BlockHead, Frame, encode_block_head};
+use crate::peer::wire::{BlockHead, Frame, HOT_BLOCKS_MAX, Offered, encode_block_head};
 
 /// What it does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,10 @@ pub enum Script {
     Garbage,
     /// Sends gossip that cannot be read, and nothing else.
     GarbageGossip,
+    /// Offers its block as one of ten bytes, then sends all of it.
+    SmallOffer,
+    /// Offers thousands of blocks, and never answers.
+    ManyOffers,
 }
 
 /// The running rogue; it ends with the process's test.
@@ -57,6 +61,9 @@ impl Rogue {
                     _ => Frame::Added(vec![key(number).fingerprint()]).encode(),
                 };
                 gossip.write_all(&frame).await.unwrap();
+                for frame in offers(number, script) {
+                    gossip.write_all(&frame.encode()).await.unwrap();
+                }
                 while let Ok(streams) = link.requested().await {
                     asked.fetch_add(1, Ordering::SeqCst);
                     answer(&link, streams.0, number, script).await;
@@ -65,6 +72,21 @@ impl Rogue {
             });
         });
         rogue
+    }
+}
+
+/// Blocks it offers as hot.
+fn offers(number: usize, script: Script) -> Vec<Frame> {
+    let offered = |number, bytes| Offered { key: key(number), bytes };
+    match script {
+        Script::SmallOffer => vec![Frame::Hot(vec![offered(number, 10)])],
+        Script::ManyOffers => (0..100)
+            .map(|frame| {
+                let numbers = frame * HOT_BLOCKS_MAX..(frame + 1) * HOT_BLOCKS_MAX;
+                Frame::Hot(numbers.map(|number| offered(number, 1 << 20)).collect())
+            })
+            .collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -82,12 +104,12 @@ async fn answer(link: &Link, mut sending: Sending, number: usize, script: Script
     match script {
         Script::WrongHash => bytes[SIZE / 2] ^= 1,
         Script::CutStream | Script::CutConnection => bytes.truncate(SIZE / 2),
-        Script::WrongNamespace | Script::GarbageGossip => {}
+        Script::WrongNamespace | Script::GarbageGossip | Script::SmallOffer => {}
         Script::Garbage => {
             let _ = sending.write_all(&[77; 64]).await;
             return;
         }
-        Script::Silent => {
+        Script::Silent | Script::ManyOffers => {
             // Holding the stream open without a word is the point.
             std::mem::forget(sending);
             return;

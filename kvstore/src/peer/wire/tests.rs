@@ -33,7 +33,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         "[a-z.:0-9]{0,60}".prop_map(Frame::Hello),
         vec(any::<u64>(), 0..40).prop_map(Frame::Added),
         vec(any::<u64>(), 0..40).prop_map(Frame::Removed),
-        vec(any_key(), 0..HOT_KEYS_MAX).prop_map(Frame::Hot),
+        vec((any_key(), 0..=VALUE_BYTES_MAX), 0..=HOT_BLOCKS_MAX).prop_map(|blocks| {
+            Frame::Hot(blocks.into_iter().map(|(key, bytes)| Offered { key, bytes }).collect())
+        }),
         vec("[a-z.:0-9]{0,30}", 0..20).prop_map(Frame::Known),
     ]
 }
@@ -95,6 +97,13 @@ fn lengths_beyond_their_limits_are_refused() {
     assert_eq!(Frame::decode(&[2, 0]), Err(WireError::Length));
     assert_eq!(Frame::decode(&vec![2; FRAME_BYTES_MAX + 1]), Err(WireError::TooLong));
     assert_eq!(Frame::decode(&[1, 2, b'a', b'\n']), Err(WireError::Text));
+    let mut hot = vec![4; 1 + OFFERED_BYTES];
+    assert_eq!(Frame::decode(&hot), Err(WireError::TooLong), "a block beyond any limit");
+    hot[1 + KEY_BYTES..].fill(0);
+    assert!(matches!(Frame::decode(&hot), Ok(Frame::Hot(blocks)) if blocks[0].bytes == 0));
+    assert_eq!(Frame::decode(&hot[..OFFERED_BYTES]), Err(WireError::Length));
+    hot.resize(1 + (HOT_BLOCKS_MAX + 1) * OFFERED_BYTES, 0);
+    assert_eq!(Frame::decode(&hot), Err(WireError::TooLong));
     let huge = BlockHead {
         len: VALUE_BYTES_MAX + 1,
         hash: [0; 32],
