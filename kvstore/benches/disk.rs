@@ -19,6 +19,7 @@ use glommio::io::{DmaFile, OpenOptions};
 use glommio::{LocalExecutorBuilder, spawn_local};
 use kvstore::arena::{Arena, Memory, Pages as ArenaPages};
 use kvstore::block::Block;
+use kvstore::disk::cipher::DiskKey;
 use kvstore::disk::device::{Buffer, Device, Pages};
 use kvstore::disk::file::DiskFile;
 use kvstore::disk::place::Place;
@@ -35,7 +36,7 @@ const PART_BYTES: usize = 512 << 10;
 const BLOCKS: usize = 500;
 const SEGMENT_BYTES: u64 = 256 << 20;
 const DISK_BYTES: u64 = 6 * SEGMENT_BYTES;
-const READ_FOR: Duration = Duration::from_secs(4);
+const READ_FOR: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 3;
 /// Blocks that leave RAM at once.
 const WRITE_DEPTH: usize = 32;
@@ -129,8 +130,9 @@ fn key(number: usize) -> Key {
 }
 
 impl<D: Device> Bench<D> {
-    async fn new(devices: Vec<D>, index_dir: &Path) -> Bench<D> {
-        let started = start(&devices, index_dir, SEGMENT_BYTES, || [1; 32]).await.unwrap();
+    async fn new(devices: Vec<D>, index_dir: &Path, key: Option<DiskKey>) -> Bench<D> {
+        let started = start(&devices, index_dir, SEGMENT_BYTES, key.as_ref(), || [1; 32]);
+        let started = started.await.unwrap();
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 0, write_bytes_per_s: None };
         let disk = Disk::new(started.tier, devices, limits, |_| {});
         let memory = Arena::map(1, 256 << 20, 80 << 20, ArenaPages::Plain).unwrap().remove(0);
@@ -233,13 +235,14 @@ impl<D: Device> Bench<D> {
     }
 }
 
-fn on_ring(folder: &Path, is_read: bool) -> Round {
+fn on_ring(folder: &Path, is_read: bool, key: Option<DiskKey>) -> Round {
+    std::fs::create_dir_all(folder).unwrap();
     LocalExecutorBuilder::default().make().unwrap().run(async {
         let ring = Ring::new().unwrap();
         let driver = spawn_local(ring.clone().drive());
         let file = DiskFile::open(folder, DISK_BYTES).unwrap();
         let devices = vec![RingDevice::new(ring, &file)];
-        let round = Bench::new(devices, &folder.join("index-ring")).await.round(is_read).await;
+        let round = Bench::new(devices, &folder.join("index-ring"), key).await.round(is_read).await;
         driver.cancel().await;
         round
     })
@@ -259,7 +262,7 @@ fn on_glommio(folder: &Path, is_read: bool) -> Round {
         let file = OpenOptions::new().read(true).write(true).dma_open(&path).await.unwrap();
         file.pre_allocate(DISK_BYTES, true).await.unwrap();
         let devices = vec![Glommio { file: Rc::new(file), bytes: DISK_BYTES }];
-        Bench::new(devices, &folder.join("index-glommio")).await.round(is_read).await
+        Bench::new(devices, &folder.join("index-glommio"), None).await.round(is_read).await
     })
 }
 
@@ -310,9 +313,12 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 type Way = (&'static str, fn(&Path, bool) -> Round);
 
 /// The first is what the others are compared with.
-const WAYS: [Way; 4] = [
+const WAYS: [Way; 5] = [
     ("fio", |folder, is_read| by_fio(folder, is_read, &[])),
-    ("ring", on_ring),
+    ("ring", |folder, is_read| on_ring(folder, is_read, None)),
+    ("encrypted", |folder, is_read| {
+        on_ring(&folder.join("encrypted"), is_read, DiskKey::parse(&"5c".repeat(32)))
+    }),
     ("glommio", on_glommio),
     ("fio fixed", |folder, is_read| {
         by_fio(folder, is_read, &["--fixedbufs=1", "--registerfiles=1"])

@@ -61,6 +61,9 @@ pub struct Config {
     /// Where the index of the disk lies; absent: `index` in the first of `ssd_dir`.
     #[serde(default)]
     pub index_dir: Option<PathBuf>,
+    /// File with the key that the disk is encrypted with; absent: it is not.
+    #[serde(default)]
+    pub disk_key_file: Option<PathBuf>,
     /// Size of a segment, in MiB: what the disk is written and given up in. Must hold the largest block.
     #[serde(default = "ssd_segment_mib")]
     pub ssd_segment_mib: u64,
@@ -231,6 +234,10 @@ impl Config {
         let fault = |key: &str, message: String| {
             Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
         };
+        if self.ssd_dir.is_empty() && self.disk_key_file.is_some() {
+            let message = "there is no disk to encrypt; name one in kv.ssd_dir, or leave this out";
+            return fault("kv.disk_key_file", message.to_owned());
+        }
         if self.ssd_dir.is_empty() {
             let mut writes = self.namespaces.values().filter_map(|namespace| namespace.write);
             if self.write == WritePolicy::Through || writes.any(|w| w == WritePolicy::Through) {
@@ -333,6 +340,7 @@ mod tests {
         assert!(fault("[kv]\nram_gib = 1\n[kv.limits]\nblock_mib_max = 513\n").contains("513"));
         assert!(fault("[kv]\nram_gib = 1\nwrite = \"through\"\n").contains("kv.ssd_dir"));
         assert!(fault("[kv]\nram_gib = 1\nssd_dir = [\"/d\"]\n").contains("kv.ssd_gib"));
+        assert!(fault("[kv]\nram_gib = 1\ndisk_key_file = \"/k\"\n").contains("kv.disk_key_file"));
     }
 
     #[test]

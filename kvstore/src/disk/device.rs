@@ -12,19 +12,35 @@ use crate::block::Lease;
 /// Whole pages of this process's own, at a page boundary.
 #[derive(Debug)]
 pub struct Pages {
-    memory: Box<[u8]>,
+    /// Never longer than it was made for: so it stays where it is, whoever owns it.
+    memory: Vec<u8>,
     start: usize,
-    bytes: usize,
 }
 
 impl Pages {
     /// `count` pages of zeros.
     pub fn new(count: usize) -> Pages {
         let bytes = count * PAGE_BYTES;
-        let memory = vec![0; bytes + PAGE_BYTES].into_boxed_slice();
-        // The boxed bytes stay where they are, whoever owns the box.
+        let mut memory = vec![0; bytes + PAGE_BYTES];
         let start = memory.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
-        Pages { memory, start, bytes }
+        memory.truncate(start + bytes);
+        Pages { memory, start }
+    }
+
+    /// No pages yet, and room for `bytes`.
+    pub fn with_room(bytes: usize) -> Pages {
+        let mut memory: Vec<u8> = Vec::with_capacity(bytes + PAGE_BYTES);
+        let start = memory.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+        memory.resize(start, 0);
+        Pages { memory, start }
+    }
+
+    /// Adds a copy of `bytes`, as far as there is room: the copy.
+    pub fn append(&mut self, bytes: &[u8]) -> &mut [u8] {
+        let at = self.memory.len();
+        let bytes = &bytes[..bytes.len().min(self.memory.capacity() - at)];
+        self.memory.extend_from_slice(bytes);
+        &mut self.memory[at..]
     }
 
     /// One page with these bytes.
@@ -36,12 +52,12 @@ impl Pages {
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.bytes]
+        &self.memory[self.start..]
     }
 
     /// The bytes, to change.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.bytes]
+        &mut self.memory[self.start..]
     }
 
     /// The first page.

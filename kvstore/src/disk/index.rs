@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use rocksdb::{ColumnFamilyDescriptor, DB, Options, WriteBatch};
 
+use super::cipher::{Cipher, DiskKey};
 use super::place::{Place, Segment};
 use super::record::{About, key as parse_key, put_key, word};
 use crate::block::LABEL_BYTES_MAX;
@@ -125,6 +126,7 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Index {
     db: DB,
+    rows: Rows,
 }
 
 fn open(path: &Path) -> Result<DB, rocksdb::Error> {
@@ -141,19 +143,21 @@ fn open(path: &Path) -> Result<DB, rocksdb::Error> {
 }
 
 impl Index {
-    /// Opens the index in `path` and reads all of it. A damaged one is destroyed and made anew.
+    /// Opens the index in `path` and reads all of it. A damaged one, and one that another key or none was
+    /// used for, is destroyed and made anew.
     ///
     /// # Errors
     /// [`IndexError`].
-    pub fn load(path: &Path) -> Result<(Index, Loaded), IndexError> {
+    pub fn load(path: &Path, key: Option<&DiskKey>) -> Result<(Index, Loaded), IndexError> {
+        let rows = Rows { cipher: key.map(DiskKey::rows) };
         let directory = |source| IndexError::Directory { path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(directory)?;
         let rocks = |source| IndexError::Rocks { path: path.to_owned(), source };
-        match open(path).and_then(|db| read_all(&db).map(|loaded| (db, loaded))) {
-            Ok((db, Some(loaded))) => return Ok((Index { db }, loaded)),
+        match open(path).and_then(|db| read_all(&db, &rows).map(|loaded| (db, loaded))) {
+            Ok((db, Some(loaded))) => return Ok((Index { db, rows }, loaded)),
             Ok((db, None)) => {
                 tracing::warn!(
-                    "the index holds what this version does not write; it is built again"
+                    "the index holds what this version and key do not write; it is built again"
                 );
                 drop(db);
             }
@@ -161,7 +165,7 @@ impl Index {
         }
         DB::destroy(&Options::default(), path).map_err(rocks)?;
         let db = open(path).map_err(rocks)?;
-        Ok((Index { db }, Loaded { is_lost: true, ..Loaded::default() }))
+        Ok((Index { db, rows }, Loaded { is_lost: true, ..Loaded::default() }))
     }
 
     /// Applies changes in order.
@@ -180,15 +184,16 @@ impl Index {
         let found = |key: &Key, ahead: &HashMap<Key, Option<Place>, _>| match ahead.get(key) {
             Some(place) => Ok(*place),
             None => {
-                let value = self.db.get_pinned_cf(blocks, key_bytes(key))?;
-                Ok(value.and_then(|value| parse_entry(&value)).map(|entry| entry.place))
+                let value = self.db.get_pinned_cf(blocks, self.rows.name(key))?;
+                let row = value.and_then(|value| self.rows.open(&self.rows.name(key), &value));
+                Ok(row.map(|(_, entry)| entry.place))
             }
         };
         for change in changes {
             match change {
                 Change::Delete { key, place } => {
                     if found(&key, &ahead)? == Some(place) {
-                        batch.delete_cf(blocks, key_bytes(&key));
+                        batch.delete_cf(blocks, self.rows.name(&key));
                         ahead.insert(key, None);
                     }
                 }
@@ -203,7 +208,9 @@ impl Index {
                     let is_old = is_copy
                         && found(&key, &ahead)?.is_some_and(|at| at.version > entry.place.version);
                     if !is_old {
-                        batch.put_cf(blocks, key_bytes(&key), encode_entry(&entry));
+                        if let Some(row) = self.rows.close(&key, &entry) {
+                            batch.put_cf(blocks, self.rows.name(&key), row);
+                        }
                         ahead.insert(key, Some(entry.place));
                     }
                 }
@@ -272,7 +279,7 @@ impl IndexSender {
     }
 }
 
-fn read_all(db: &DB) -> Result<Option<Loaded>, rocksdb::Error> {
+fn read_all(db: &DB, rows: &Rows) -> Result<Option<Loaded>, rocksdb::Error> {
     let mut loaded = Loaded::default();
     let (Some(blocks), Some(marks)) = (db.cf_handle(BLOCKS), db.cf_handle(MARKS)) else {
         return Ok(None);
@@ -284,12 +291,50 @@ fn read_all(db: &DB) -> Result<Option<Loaded>, rocksdb::Error> {
     }
     for item in db.iterator_cf(blocks, rocksdb::IteratorMode::Start) {
         let (key, value) = item?;
-        let Some(entry) = parse_entry(&value).filter(|_| key.len() == KEY_BYTES) else {
-            return Ok(None);
-        };
-        loaded.entries.push((parse_key(&key), entry));
+        let Some(row) = rows.open(&key, &value) else { return Ok(None) };
+        loaded.entries.push(row);
     }
     Ok(Some(loaded))
+}
+
+/// How blocks are rows. With a key the name of a row is a keyed hash of the block's key, and the row, which
+/// has that key itself, is encrypted: salt, row, tag.
+#[derive(Debug)]
+struct Rows {
+    cipher: Option<Cipher>,
+}
+
+impl Rows {
+    fn name(&self, key: &Key) -> [u8; KEY_BYTES] {
+        let name = key_bytes(key);
+        self.cipher.map_or(name, |cipher| cipher.name_of(&name))
+    }
+
+    /// None if it is too long for the cipher.
+    fn close(&self, key: &Key, entry: &Entry) -> Option<Vec<u8>> {
+        let entry = encode_entry(entry);
+        let Some(cipher) = &self.cipher else { return Some(entry) };
+        let mut row = [&key_bytes(key), &entry[..]].concat();
+        let salt = cipher.salt_of(&row);
+        let tag = cipher.with(&salt).close(0, &[], &mut row)?;
+        Some([&salt, &row[..], &tag].concat())
+    }
+
+    fn open(&self, name: &[u8], row: &[u8]) -> Option<(Key, Entry)> {
+        let Some(cipher) = &self.cipher else {
+            return (name.len() == KEY_BYTES)
+                .then_some(())
+                .and_then(|()| Some((parse_key(name), parse_entry(row)?)));
+        };
+        let (salt, rest) = row.split_first_chunk()?;
+        let (row, tag) = rest.split_last_chunk()?;
+        let mut row = row.to_vec();
+        cipher.with(salt).open(0, &[], &mut row, tag)?;
+        let (key, entry) = row.split_first_chunk::<KEY_BYTES>()?;
+        let key = parse_key(key);
+        (self.name(&key) == name).then_some(())?;
+        Some((key, parse_entry(entry)?))
+    }
 }
 
 fn key_bytes(key: &Key) -> [u8; KEY_BYTES] {
@@ -399,8 +444,14 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_loaded_again() {
+        for key in [None, DiskKey::parse(&"5c".repeat(32))] {
+            loads_what_was_sent(key.as_ref());
+        }
+    }
+
+    fn loads_what_was_sent(disk_key: Option<&DiskKey>) {
         let folder = tempfile::tempdir().unwrap();
-        let (index, loaded) = Index::load(folder.path()).unwrap();
+        let (index, loaded) = Index::load(folder.path(), disk_key).unwrap();
         assert!(loaded.entries.is_empty() && !loaded.is_lost);
         let (sender, thread) = index.start().unwrap();
         let (first, second) = (entry(1, 1), entry(5, 2));
@@ -416,21 +467,43 @@ mod tests {
         assert!(sender.send(Change::Delete { key: key(3), place: first.place }));
         drop(sender);
         thread.join();
-        let (_, loaded) = Index::load(folder.path()).unwrap();
-        assert_eq!(loaded.entries, [(key(1), first), (key(2), second)]);
+        let (_, loaded) = Index::load(folder.path(), disk_key).unwrap();
+        let mut entries = loaded.entries;
+        entries.sort_by_key(|(key, _)| key.name.0);
+        assert_eq!(entries, [(key(1), first), (key(2), second)]);
         assert_eq!(loaded.marks, [Mark { segment, sequence: 7, to: 9, version: 2 }]);
     }
 
     #[test]
     fn a_damaged_index_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let (index, _) = Index::load(folder.path()).unwrap();
+        let (index, _) = Index::load(folder.path(), None).unwrap();
         index.apply([put(1, &entry(1, 1), false)]).unwrap();
         drop(index);
         std::fs::write(folder.path().join("CURRENT"), b"nonsense").unwrap();
-        let (index, loaded) = Index::load(folder.path()).unwrap();
+        let (index, loaded) = Index::load(folder.path(), None).unwrap();
         assert!(loaded.is_lost && loaded.entries.is_empty());
         index.apply([put(1, &entry(1, 1), false)]).unwrap();
+    }
+
+    #[test]
+    fn an_encrypted_row_shows_nothing_and_opens_with_its_key_under_its_name_only() {
+        let rows = |key: u8| Rows {
+            cipher: DiskKey::parse(&format!("{key:02x}").repeat(32)).as_ref().map(DiskKey::rows),
+        };
+        let (name, row) = (rows(1).name(&key(1)), rows(1).close(&key(1), &entry(5, 6)).unwrap());
+        assert!(!row.windows(5).any(|window| window == b"label" || window == b"model"));
+        assert!(name != key_bytes(&key(1)) && row == rows(1).close(&key(1), &entry(5, 6)).unwrap());
+        assert_eq!(rows(1).open(&name, &row), Some((key(1), entry(5, 6))));
+        assert_eq!(rows(2).open(&name, &row), None);
+        assert_eq!(rows(1).open(&rows(1).name(&key(2)), &row), None);
+        assert_eq!(Rows { cipher: None }.open(&name, &row), None);
+        for at in 0..row.len() {
+            let mut row = row.clone();
+            row[at] ^= 1;
+            assert_eq!(rows(1).open(&name, &row), None, "{at}");
+        }
+        assert_eq!(rows(1).open(&name, &row[..60]), None);
     }
 
     proptest! {

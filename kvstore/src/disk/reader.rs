@@ -7,12 +7,12 @@ use std::cell::RefCell;
 
 use futures_lite::future;
 
-use super::DiskError;
 use super::device::{Buffer, Device, Pages};
 use super::place::Place;
 use super::record::{About, Body, PAGE_BYTES, Record};
 use super::tier::count;
 use super::writer::Shelf;
+use super::{DiskError, envelope};
 use crate::key::Key;
 
 /// What one read came to.
@@ -73,12 +73,8 @@ async fn fetch<D: Device>(
         return Err(DiskError::Gone);
     }
     let (device, offset) = shelf.locate(place).ok_or(DiskError::Gone)?;
-    let secret = shelf
-        .tier
-        .layouts
-        .get(usize::from(place.segment.device))
-        .map(|layout| layout.secret)
-        .ok_or(DiskError::Gone)?;
+    let layout = shelf.tier.layouts.get(usize::from(place.segment.device));
+    let seals = layout.ok_or(DiskError::Gone)?.seals;
     let hasher = RefCell::new((blake3::Hasher::new(), place.len as usize));
     let head = device.read_at(offset, Buffer::Pages(Pages::new(1)), |_| {});
     let value = async {
@@ -86,6 +82,10 @@ async fn fetch<D: Device>(
             return (Ok(()), into);
         }
         let hash_part = |part: &[u8]| {
+            if seals.cipher.is_some() {
+                // It is known what it is when its page has come, too.
+                return;
+            }
             // The rest of the last page is not the value's.
             let (hasher, left) = &mut *hasher.borrow_mut();
             let part = &part[..part.len().min(*left)];
@@ -94,12 +94,25 @@ async fn fetch<D: Device>(
         };
         device.read_at(offset + PAGE_BYTES as u64, into, hash_part).await
     };
-    let ((head, page), (value, buffer)) = future::zip(head, value).await;
+    let ((head, page), (value, mut buffer)) = future::zip(head, value).await;
     head.and(value)?;
-    let record = page.bytes().first_chunk().and_then(|page| Record::parse(&secret, page).ok());
+    let opened = page.bytes().first_chunk().and_then(|page| seals.open(page).ok());
+    if let Some(cipher) = &seals.cipher {
+        // Where it lies: nobody else has this memory yet.
+        let len = place.len as usize;
+        let bytes = buffer.bytes_mut().filter(|_| len > 0).unwrap_or_default();
+        let (record, hash) = match opened {
+            None => (None, None),
+            Some((record, envelope)) => {
+                (Some(record), envelope::open(cipher, &envelope, bytes, len).await)
+            }
+        };
+        let record = record.filter(|_| hash.is_some());
+        return Ok(Read { buffer, record, hash: hash.unwrap_or_default() });
+    }
     let (hasher, left) = hasher.into_inner();
     // Bytes that never came leave no hash that could be right.
-    let record = record.filter(|_| left == 0);
+    let record = opened.map(|(record, _)| record).filter(|_| left == 0);
     Ok(Read { buffer, record, hash: *hasher.finalize().as_bytes() })
 }
 

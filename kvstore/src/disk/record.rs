@@ -11,16 +11,22 @@ use crate::namespace::NAME_BYTES_MAX;
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of the checksum at the end of each page of ours.
 const SEAL_BYTES: usize = 32;
-const SEAL_AT: usize = PAGE_BYTES - SEAL_BYTES;
+/// Where that checksum is.
+pub const SEAL_AT: usize = PAGE_BYTES - SEAL_BYTES;
 const MAGIC: [u8; 8] = *b"CGNKVREC";
-const VERSION: u16 = 1;
+/// Format of a page in clear.
+pub const FORMAT: u16 = 1;
+/// Format of a page that is encrypted.
+pub const FORMAT_ENCRYPTED: u16 = 2;
 const VALUE: u8 = 1;
 const TOMBSTONE: u8 = 2;
-/// Bit 0: there is a parent. The other bits are kept for encryption at rest, and refused until then.
+/// Bit 0: there is a parent. The other bits mean nothing, and are refused.
 const HAS_PARENT: u8 = 1;
 const LABEL_AT: usize = 184;
+/// No field lies behind this one.
+pub const FIELDS_END: usize = LABEL_AT + LABEL_BYTES_MAX + NAME_BYTES_MAX;
 
-const _: () = assert!(LABEL_AT + LABEL_BYTES_MAX + NAME_BYTES_MAX <= SEAL_AT);
+const _: () = assert!(FIELDS_END <= SEAL_AT);
 
 /// Proof that this device wrote a page: the key of the checksum.
 pub type Secret = [u8; 32];
@@ -88,14 +94,24 @@ impl Record {
         }
     }
 
-    /// Writes the record's page.
+    /// Writes the record's page, with its checksum.
     ///
     /// # Errors
     /// [`RecordError::TooLong`].
     pub fn encode(&self, secret: &Secret, page: &mut [u8; PAGE_BYTES]) -> Result<(), RecordError> {
+        self.put(page)?;
+        seal(secret, page);
+        Ok(())
+    }
+
+    /// Writes the fields of the record's page.
+    ///
+    /// # Errors
+    /// [`RecordError::TooLong`].
+    pub fn put(&self, page: &mut [u8; PAGE_BYTES]) -> Result<(), RecordError> {
         page.fill(0);
         page[..8].copy_from_slice(&MAGIC);
-        page[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        page[8..10].copy_from_slice(&FORMAT.to_le_bytes());
         page[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         page[24..32].copy_from_slice(&self.version.to_le_bytes());
         put_key(&mut page[32..80], &self.key);
@@ -118,21 +134,31 @@ impl Record {
             page[LABEL_AT + label..LABEL_AT + label + name]
                 .copy_from_slice(about.namespace.as_bytes());
         }
-        seal(secret, page);
         Ok(())
     }
 
-    /// Reads a record's page.
+    /// Reads a record's page, whose checksum must be right.
     ///
     /// # Errors
     /// All but [`RecordError::TooLong`].
     pub fn parse(secret: &Secret, page: &[u8; PAGE_BYTES]) -> Result<Record, RecordError> {
-        if page[..8] != MAGIC || !is_sealed(secret, page) {
+        if !is_sealed(secret, page) {
             return Err(RecordError::NotSealed);
         }
-        let version = u16::from_le_bytes([page[8], page[9]]);
-        if version != VERSION {
-            return Err(RecordError::Version(version));
+        Record::get(page)
+    }
+
+    /// Reads the fields of a record's page, which somebody else has found to be as it was.
+    ///
+    /// # Errors
+    /// All but [`RecordError::TooLong`].
+    pub fn get(page: &[u8; PAGE_BYTES]) -> Result<Record, RecordError> {
+        if page[..8] != MAGIC {
+            return Err(RecordError::NotSealed);
+        }
+        let format = u16::from_le_bytes([page[8], page[9]]);
+        if format != FORMAT {
+            return Err(RecordError::Version(format));
         }
         let body = match page[10] {
             TOMBSTONE => Body::Tombstone,
@@ -254,7 +280,7 @@ mod tests {
         ) {
             let mut page = [0; PAGE_BYTES];
             page[..8].copy_from_slice(&MAGIC);
-            page[8..10].copy_from_slice(&VERSION.to_le_bytes());
+            page[8..10].copy_from_slice(&FORMAT.to_le_bytes());
             page[10..12].copy_from_slice(&[head[0] % 4, head[1] % 4]);
             page[12..176].copy_from_slice(&head[12..]);
             seal(&SECRET, &mut page);

@@ -16,8 +16,8 @@ use super::ledger::Ledger;
 use super::open_segment::MARK_COMPLETE;
 use super::place::{Place, Segment};
 use super::record::{Body, PAGE_BYTES, Record, span_bytes};
-use super::scan;
 use super::segment::Layout;
+use super::{envelope, scan};
 use crate::key::Key;
 
 /// Segments read at once: enough to fill a device's queues.
@@ -239,11 +239,19 @@ impl<D: Device> Scanned<'_, D> {
 
 async fn is_whole<D: Device>(device: &D, layout: &Layout, place: &Place, hash: &[u8; 32]) -> bool {
     let pages = place.len.div_ceil(PAGE_BYTES as u64) as usize;
-    let offset =
-        layout.start(place.segment.number) + (u64::from(place.page) + 1) * PAGE_BYTES as u64;
-    let (result, buffer) = device.read_at(offset, Buffer::Pages(Pages::new(pages)), |_| {}).await;
-    let value = buffer.bytes().get(..place.len as usize).unwrap_or_default();
-    result.is_ok() && blake3::hash(value) == blake3::Hash::from_bytes(*hash)
+    let offset = layout.start(place.segment.number) + u64::from(place.page) * PAGE_BYTES as u64;
+    let into = Buffer::Pages(Pages::new(1 + pages));
+    let (result, mut buffer) = device.read_at(offset, into, |_| {}).await;
+    let found = buffer.bytes_mut().and_then(|bytes| bytes.split_first_chunk_mut::<PAGE_BYTES>());
+    let (Ok(()), Some((page, value))) = (result, found) else { return false };
+    let found = match &layout.seals.cipher {
+        None => value.get(..place.len as usize).map(|value| *blake3::hash(value).as_bytes()),
+        Some(cipher) => {
+            let Ok((_, envelope)) = layout.seals.open(page) else { return false };
+            envelope::open(cipher, &envelope, value, place.len as usize).await
+        }
+    };
+    found.is_some_and(|found| blake3::Hash::from_bytes(found) == blake3::Hash::from_bytes(*hash))
 }
 
 /// Whether a place that the index names lies within its segment.

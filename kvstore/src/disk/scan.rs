@@ -2,7 +2,8 @@
 
 use super::device::{Buffer, Device, Pages};
 use super::place::Segment;
-use super::record::{PAGE_BYTES, Record, Secret};
+use super::record::{PAGE_BYTES, Record};
+use super::seals::Seals;
 use super::segment::{Layout, parse_head};
 
 /// Pages read at once while looking for a record: 1 MiB.
@@ -22,7 +23,7 @@ pub async fn sequence<D: Device>(device: &D, layout: &Layout, segment: Segment) 
     let page = Buffer::Pages(Pages::new(1));
     let (result, page) = device.read_at(layout.start(segment.number), page, |_| {}).await;
     result.ok()?;
-    parse_head(&layout.secret, segment.number, page.bytes().first_chunk()?)
+    parse_head(&layout.seals.secret, segment.number, page.bytes().first_chunk()?)
 }
 
 /// Records of this use of a segment from page `from` on. Pages that cannot be read are passed over.
@@ -40,7 +41,7 @@ pub async fn records<D: Device>(
     while at < pages {
         let found = read_pages(device, start, at, 1).await;
         let found =
-            found.and_then(|buffer| first_record(&layout.secret, sequence, &buffer, at, pages));
+            found.and_then(|buffer| first_record(&layout.seals, sequence, &buffer, at, pages));
         let found = match found {
             Some(found) => Some(found),
             None => search(device, layout, start, sequence, at + 1).await,
@@ -65,7 +66,7 @@ async fn search<D: Device>(
     while at < pages {
         let count = SEARCH_PAGES.min(pages - at);
         if let Some(buffer) = read_pages(device, start, at, count).await
-            && let Some(found) = first_record(&layout.secret, sequence, &buffer, at, pages)
+            && let Some(found) = first_record(&layout.seals, sequence, &buffer, at, pages)
         {
             return Some(found);
         }
@@ -84,7 +85,7 @@ async fn read_pages<D: Device>(device: &D, start: u64, at: u32, count: u32) -> O
 /// The first record in `buffer`, whose first page is page `at` of a segment of `pages`. A record of
 /// another use of the segment is none, nor is one that would reach beyond the segment.
 fn first_record(
-    secret: &Secret,
+    seals: &Seals,
     sequence: u64,
     buffer: &Buffer,
     at: u32,
@@ -92,7 +93,7 @@ fn first_record(
 ) -> Option<(u32, Record)> {
     let (found, _) = buffer.bytes().as_chunks::<PAGE_BYTES>();
     found.iter().zip(at..).find_map(|(bytes, page)| {
-        let record = Record::parse(secret, bytes).ok()?;
+        let (record, _) = seals.open(bytes).ok()?;
         let room = u64::from(pages - page) * PAGE_BYTES as u64;
         (record.sequence == sequence && record.span_bytes() <= room).then_some((page, record))
     })

@@ -4,10 +4,13 @@
 //! writes no device.
 
 use super::record::{PAGE_BYTES, Secret, is_sealed, seal, word};
+use super::seals::Seals;
 
 const DEVICE_MAGIC: [u8; 8] = *b"CGNKVDEV";
 const SEGMENT_MAGIC: [u8; 8] = *b"CGNKVSEG";
 const VERSION: u64 = 1;
+/// Version of a first page that has a check of a key.
+const VERSION_ENCRYPTED: u64 = 2;
 /// Key of the first page's checksum: the page holds the secret, so it cannot be sealed with it.
 const PUBLIC: Secret = *b"cognitora kv device, first page.";
 /// Where the first segment begins: the pages before it are the device's own. A whole MiB, so that
@@ -18,13 +21,24 @@ pub const SEGMENT_BYTES_MIN: u64 = 16 * PAGE_BYTES as u64;
 /// Segments of a device: 256 TiB of the default size.
 pub const SEGMENTS_MAX: u64 = 1 << 20;
 
-/// What the first page of a device says.
+/// How a device is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of a segment, its first page included.
     pub segment_bytes: u64,
-    /// Seals every other page.
+    /// Close every page but the first.
+    pub seals: Seals,
+}
+
+/// What the first page of a device says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstFields {
+    /// Bytes of a segment, its first page included.
+    pub segment_bytes: u64,
+    /// What keys of the device are made of.
     pub secret: Secret,
+    /// What the key of an encrypted device makes of the secret.
+    pub check: Option<[u8; 32]>,
 }
 
 /// What a first page is.
@@ -33,7 +47,7 @@ pub enum FirstPage {
     /// Nothing but zeros.
     Blank,
     /// Ours.
-    Ours(Layout),
+    Ours(FirstFields),
     /// Ours, damaged or of another version of the format.
     Damaged,
     /// Somebody else's.
@@ -51,14 +65,18 @@ impl Layout {
     pub fn start(&self, segment: u32) -> u64 {
         FIRST_SEGMENT_BYTES + u64::from(segment) * self.segment_bytes
     }
+}
 
+impl FirstFields {
     /// The device's first page.
     pub fn encode(&self) -> [u8; PAGE_BYTES] {
         let mut page = [0; PAGE_BYTES];
         page[..8].copy_from_slice(&DEVICE_MAGIC);
-        page[8..16].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.check.is_some() { VERSION_ENCRYPTED } else { VERSION };
+        page[8..16].copy_from_slice(&version.to_le_bytes());
         page[16..24].copy_from_slice(&self.segment_bytes.to_le_bytes());
         page[24..56].copy_from_slice(&self.secret);
+        page[56..88].copy_from_slice(&self.check.unwrap_or_default());
         seal(&PUBLIC, &mut page);
         page
     }
@@ -72,15 +90,17 @@ pub fn parse_first(page: &[u8; PAGE_BYTES]) -> FirstPage {
     if page[..8] != DEVICE_MAGIC {
         return FirstPage::Foreign;
     }
-    let segment_bytes = word(&page[16..24]);
+    let (version, segment_bytes) = (word(&page[8..16]), word(&page[16..24]));
     let is_sound = is_sealed(&PUBLIC, page)
-        && word(&page[8..16]) == VERSION
+        && (version == VERSION || version == VERSION_ENCRYPTED)
         && segment_bytes >= SEGMENT_BYTES_MIN
         && segment_bytes.is_multiple_of(PAGE_BYTES as u64);
-    match page[24..56].try_into() {
-        Ok(secret) if is_sound => FirstPage::Ours(Layout { segment_bytes, secret }),
-        _ => FirstPage::Damaged,
+    if !is_sound {
+        return FirstPage::Damaged;
     }
+    let bytes = |at: usize| page[at..at + 32].try_into().unwrap_or_default();
+    let check = (version == VERSION_ENCRYPTED).then(|| bytes(56));
+    FirstPage::Ours(FirstFields { segment_bytes, secret: bytes(24), check })
 }
 
 /// The first page of a segment: which use of it this is.
@@ -107,7 +127,9 @@ pub fn parse_head(secret: &Secret, segment: u32, page: &[u8; PAGE_BYTES]) -> Opt
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { segment_bytes: 1 << 20, secret: [9; 32] };
+    const LAYOUT: Layout =
+        Layout { segment_bytes: 1 << 20, seals: Seals { secret: [9; 32], cipher: None } };
+    const FIRST: FirstFields = FirstFields { segment_bytes: 1 << 20, secret: [9; 32], check: None };
 
     #[test]
     fn segments_lie_within_the_device_and_beside_each_other() {
@@ -120,14 +142,16 @@ mod tests {
 
     #[test]
     fn first_pages_are_told_apart() {
-        let page = LAYOUT.encode();
-        assert_eq!(parse_first(&page), FirstPage::Ours(LAYOUT));
+        let page = FIRST.encode();
+        assert_eq!(parse_first(&page), FirstPage::Ours(FIRST));
+        let closed = FirstFields { check: Some([3; 32]), ..FIRST };
+        assert_eq!(parse_first(&closed.encode()), FirstPage::Ours(closed));
         assert_eq!(parse_first(&[0; PAGE_BYTES]), FirstPage::Blank);
         assert_eq!(parse_first(&[1; PAGE_BYTES]), FirstPage::Foreign);
         let mut flipped = page;
         flipped[30] ^= 1;
         assert_eq!(parse_first(&flipped), FirstPage::Damaged);
-        let small = Layout { segment_bytes: 4096, ..LAYOUT };
+        let small = FirstFields { segment_bytes: 4096, ..FIRST };
         assert_eq!(parse_first(&small.encode()), FirstPage::Damaged);
     }
 

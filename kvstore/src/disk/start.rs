@@ -4,12 +4,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::cipher::DiskKey;
 use super::device::{Buffer, Device, Pages};
 use super::index::{Index, IndexError, IndexThread};
 use super::ledger::Ledger;
 use super::record::{PAGE_BYTES, Secret};
 use super::recovery::{Found, Report, recover};
-use super::segment::{FIRST_SEGMENT_BYTES, FirstPage, Layout, parse_first};
+use super::seals::Seals;
+use super::segment::{FIRST_SEGMENT_BYTES, FirstFields, FirstPage, Layout, parse_first};
 use super::tier::Tier;
 
 /// Segments a tier needs at least: some to write, some to make room in.
@@ -36,6 +38,21 @@ pub enum StartError {
     /// See [`IndexError`].
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// A device is encrypted, and there is no key.
+    #[error(
+        "disk {0} of kv.ssd_dir is encrypted; name its key in kv.disk_key_file, or fill its first MiB with zeros to begin anew"
+    )]
+    KeyMissing(usize),
+    /// A device is encrypted with another key.
+    #[error(
+        "disk {0} of kv.ssd_dir is encrypted with another key than that of kv.disk_key_file; name its own, or fill its first MiB with zeros to begin anew"
+    )]
+    KeyWrong(usize),
+    /// A device holds blocks in clear, and there is a key.
+    #[error(
+        "disk {0} of kv.ssd_dir is not encrypted; leave out kv.disk_key_file, or fill its first MiB with zeros to begin anew"
+    )]
+    NotEncrypted(usize),
     /// There is room for too few segments.
     #[error("kv.ssd_gib has room for {0} segments, {SEGMENTS_MIN} are the least")]
     TooSmall(usize),
@@ -54,7 +71,8 @@ pub struct Started {
     pub report: Report,
 }
 
-/// Starts the tier. `secret` makes up a device's secret when it is formatted.
+/// Starts the tier. With a `key` devices are encrypted. `secret` makes up a device's secret when it is
+/// formatted.
 ///
 /// # Errors
 /// [`StartError`].
@@ -62,6 +80,7 @@ pub async fn start<D: Device>(
     devices: &[D],
     index_dir: &Path,
     segment_bytes: u64,
+    key: Option<&DiskKey>,
     mut secret: impl FnMut() -> Secret,
 ) -> Result<Started, StartError> {
     let mut layouts = Vec::new();
@@ -70,19 +89,29 @@ pub async fn start<D: Device>(
         if device.bytes() < FIRST_SEGMENT_BYTES {
             return Err(StartError::TooSmall(0));
         }
-        let layout = match recognise(device).await.map_err(failed)? {
-            FirstPage::Ours(layout) if layout.segment_bytes == segment_bytes => layout,
+        let first = match recognise(device).await.map_err(failed)? {
+            FirstPage::Ours(first) => {
+                check_key(&first, key, number)?;
+                Some(first).filter(|first| first.segment_bytes == segment_bytes)
+            }
             FirstPage::Foreign => return Err(StartError::Foreign(number)),
-            page => {
-                if page != FirstPage::Blank {
-                    tracing::warn!(disk = number, "damaged, or of another segment size: emptied");
-                }
-                let layout = Layout { segment_bytes, secret: secret() };
-                format(device, &layout).await.map_err(failed)?;
-                layout
+            FirstPage::Blank | FirstPage::Damaged => None,
+        };
+        let first = match first {
+            Some(first) => first,
+            None => {
+                tracing::info!(
+                    disk = number,
+                    "blank, damaged or of another segment size: begun anew"
+                );
+                let secret = secret();
+                let check = key.map(|key| key.check(&secret));
+                let first = FirstFields { segment_bytes, secret, check };
+                format(device, &first).await.map_err(failed)?;
+                first
             }
         };
-        layouts.push(layout);
+        layouts.push(Layout { segment_bytes, seals: Seals::new(first.secret, key) });
     }
     let segments: Vec<u32> = devices
         .iter()
@@ -93,7 +122,7 @@ pub async fn start<D: Device>(
     if ledger.segments() < SEGMENTS_MIN {
         return Err(StartError::TooSmall(ledger.segments()));
     }
-    let (index, loaded) = Index::load(index_dir)?;
+    let (index, loaded) = Index::load(index_dir, key)?;
     let (found, changes, report) = recover(devices, &layouts, &ledger, loaded).await;
     let mut changes = changes.into_iter().peekable();
     while changes.peek().is_some() {
@@ -104,6 +133,20 @@ pub async fn start<D: Device>(
     let (sender, index) = index.start()?;
     let tier = Arc::new(Tier::new(layouts, ledger, sender));
     Ok(Started { tier, index, found, report })
+}
+
+/// Whether the device is encrypted with this key, or in clear without one: before anything is made of it.
+fn check_key(first: &FirstFields, key: Option<&DiskKey>, device: usize) -> Result<(), StartError> {
+    match (key, first.check) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => Err(StartError::KeyMissing(device)),
+        (Some(_), None) => Err(StartError::NotEncrypted(device)),
+        (Some(key), Some(check)) => {
+            // The comparison of two hashes takes the same time for all.
+            let is_right = blake3::Hash::from_bytes(key.check(&first.secret)) == check;
+            if is_right { Ok(()) } else { Err(StartError::KeyWrong(device)) }
+        }
+    }
 }
 
 /// The better of the two first pages. A device is blank when all is zero up to its first segment: file
@@ -124,11 +167,11 @@ async fn recognise<D: Device>(device: &D) -> io::Result<FirstPage> {
     Ok(best.unwrap_or(FirstPage::Damaged))
 }
 
-async fn format<D: Device>(device: &D, layout: &Layout) -> io::Result<()> {
+async fn format<D: Device>(device: &D, first: &FirstFields) -> io::Result<()> {
     device.allocate(0, FIRST_SEGMENT_BYTES).await?;
     // One after the other, so that a cut leaves one of them whole.
     for offset in [0, PAGE_BYTES as u64] {
-        device.write_at(offset, Buffer::Pages(Pages::of(&layout.encode()))).await?;
+        device.write_at(offset, Buffer::Pages(Pages::of(&first.encode()))).await?;
         device.sync().await?;
     }
     Ok(())

@@ -1,7 +1,11 @@
 //! What all shards share of the NVMe tier: layouts, books, index, counters and the devices' health.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::cipher::{Cipher, Salt};
 use super::index::{Change, Entry, IndexSender};
 use super::ledger::{Leaving, Ledger, Live};
 use super::place::{Place, Segment};
@@ -79,13 +83,37 @@ pub struct Tier {
     pub counters: Counters,
     index: IndexSender,
     failures: Vec<AtomicU32>,
+    random: SystemRandom,
 }
 
 impl Tier {
     /// Joins the parts.
     pub fn new(layouts: Vec<Layout>, ledger: Ledger, index: IndexSender) -> Tier {
         let failures = layouts.iter().map(|_| AtomicU32::new(0)).collect();
-        Tier { layouts, ledger, counters: Counters::default(), index, failures }
+        Tier {
+            layouts,
+            ledger,
+            counters: Counters::default(),
+            index,
+            failures,
+            random: SystemRandom::new(),
+        }
+    }
+
+    /// What encrypts values: the same for all devices.
+    pub fn cipher(&self) -> Option<&Cipher> {
+        self.layouts.first().and_then(|layout| layout.seals.cipher.as_ref())
+    }
+
+    /// A salt that no record has.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn salt(&self) -> io::Result<Salt> {
+        let mut salt = Salt::default();
+        let filled = self.random.fill(&mut salt);
+        filled.map_err(|_| io::Error::other("the system gives no randomness"))?;
+        Ok(salt)
     }
 
     /// A record is durable. Says whether the index heard of it.

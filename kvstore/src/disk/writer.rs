@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use futures_lite::future;
 
+use super::bounce::{Bounce, Share};
 use super::device::{Buffer, Device, Pages};
+use super::envelope::Envelope;
 use super::ledger::{Leaving, Live, Oldest};
 use super::open_segment::OpenSegment;
 use super::place::{Place, Segment};
@@ -17,7 +19,7 @@ use super::record::{About, Body, PAGE_BYTES, Record};
 use super::segment::encode_head;
 use super::tier::{Intent, Tier, count};
 use super::turn::Turns;
-use super::{DiskError, Event};
+use super::{DiskError, Event, envelope};
 use crate::block::LABEL_BYTES_MAX;
 use crate::key::Key;
 use crate::namespace::NAME_BYTES_MAX;
@@ -77,19 +79,28 @@ impl<D: Device> Shelf<D> {
     }
 }
 
+/// What goes to the device for a value, and the memory it may take.
+struct Closed<'a> {
+    value: Option<Buffer>,
+    envelope: Envelope,
+    _share: Option<Share<'a>>,
+}
+
 /// See the head of the file.
 pub struct Writer<D> {
     shelf: Rc<Shelf<D>>,
     open: RefCell<Option<Rc<OpenSegment>>>,
     opening: Turns,
+    /// For all that passes over every byte of a value.
     hashing: Turns,
+    bounce: Bounce,
 }
 
 impl<D: Device> Writer<D> {
     /// A writer without an open segment.
     pub fn new(shelf: Rc<Shelf<D>>) -> Writer<D> {
         let (opening, hashing) = (Turns::default(), Turns::default());
-        Writer { shelf, open: RefCell::new(None), opening, hashing }
+        Writer { shelf, open: RefCell::new(None), opening, hashing, bounce: Bounce::default() }
     }
 
     /// Completes the open segment, so that the next start need not look behind its last record.
@@ -158,6 +169,7 @@ impl<D: Device> Writer<D> {
         let mut record = Record { sequence: 0, version, key, body };
         let span = record.span_bytes();
         let mut pending = Some(intent);
+        let Closed { value, envelope, _share } = self.closed(value.filter(|_| len > 0)).await?;
         for _ in 0..SEGMENTS_TRIED_MAX {
             let open = self.segment_for(span).await?;
             let pages = (span / PAGE_BYTES as u64) as u32;
@@ -166,7 +178,7 @@ impl<D: Device> Writer<D> {
                 continue;
             };
             record.sequence = held.place.sequence;
-            let result = self.put(&held.place, &record, value).await?;
+            let result = self.put(&held.place, &record, &envelope, value).await?;
             let tier = &self.shelf.tier;
             if result.is_err() {
                 tier.failed(open.segment().device);
@@ -183,22 +195,41 @@ impl<D: Device> Writer<D> {
         Err(DiskError::Full)
     }
 
+    /// A value as the device gets it: encrypted if there is a key, outside the segment's order as its hash.
+    /// Memory of no bytes is a page all the same: there is no room for that one, so it is left out before.
+    async fn closed(&self, value: Option<Buffer>) -> io::Result<Closed<'_>> {
+        let tier = &self.shelf.tier;
+        let Some(cipher) = tier.cipher() else {
+            return Ok(Closed { value, envelope: Envelope::default(), _share: None });
+        };
+        let salt = tier.salt()?;
+        let Some(value) = value else {
+            let envelope = Envelope { salt, ..Envelope::default() };
+            return Ok(Closed { value: None, envelope, _share: None });
+        };
+        let share = self.bounce.take(value.bytes().len()).await;
+        let _turn = self.hashing.take().await;
+        let closed = envelope::close(cipher, salt, value.bytes()).await;
+        let (pages, envelope) =
+            closed.ok_or_else(|| io::Error::other("the value is too long for the cipher"))?;
+        Ok(Closed { value: Some(Buffer::Pages(pages)), envelope, _share: Some(share) })
+    }
+
     /// Writes a record's page and its value. What the device says is the inner result.
     async fn put(
         &self,
         place: &Place,
         record: &Record,
+        envelope: &Envelope,
         value: Option<Buffer>,
     ) -> Result<io::Result<()>, DiskError> {
         let (device, offset) = self.shelf.locate(place).ok_or(DiskError::Gone)?;
         let layout = self.shelf.tier.layouts.get(usize::from(place.segment.device));
-        let secret = layout.ok_or(DiskError::Gone)?.secret;
+        let seals = layout.ok_or(DiskError::Gone)?.seals;
         let mut page = Pages::new(1);
         if let Some(page) = page.bytes_mut().first_chunk_mut() {
-            record.encode(&secret, page).map_err(|_| DiskError::LabelTooLong)?;
+            seals.close(record, envelope, page).map_err(|_| DiskError::LabelTooLong)?;
         }
-        // Memory of no bytes is a page all the same: there is no room for that one.
-        let value = value.filter(|_| place.len > 0);
         Ok(device.write_record(offset, page, value).await)
     }
 
@@ -285,7 +316,7 @@ impl<D: Device> Writer<D> {
         let layout = self.shelf.tier.layouts.get(usize::from(segment.device)).ok_or_else(gone)?;
         let start = layout.start(segment.number);
         device.allocate(start, layout.segment_bytes).await?;
-        let page = encode_head(&layout.secret, segment.number, sequence);
+        let page = encode_head(&layout.seals.secret, segment.number, sequence);
         device.write_at(start, Buffer::Pages(Pages::of(&page))).await?;
         count(&self.shelf.tier.counters.written_bytes, PAGE_BYTES as u64);
         // Before any record, so that a start that finds one of this sequence gives it to no other use.

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::disk::client::DiskClient;
 use crate::disk::file::{DiskFile, OpenError};
 use crate::disk::index::IndexThread;
+use crate::disk::key_file::{self, KeyFileError};
 use crate::disk::place::Place;
 use crate::disk::record::Secret;
 use crate::disk::recovery::Found;
@@ -33,6 +34,9 @@ pub enum DiskStartError {
     /// A file or device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// There is no key to encrypt with.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     /// It was opened, and does not work.
     #[error(transparent)]
     Start(#[from] start::StartError),
@@ -92,6 +96,7 @@ pub fn recover(config: &Config, house: &House) -> Result<Option<Recovered>, Disk
     for _ in files.iter() {
         secrets.push(secret().map_err(DiskStartError::Secret)?);
     }
+    let key = config.disk_key_file.as_deref().map(key_file::read).transpose()?;
     let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(RING_BYTES).make();
     let executor = executor.map_err(|error| DiskStartError::Executor(error.to_string()))?;
     let started = executor.run(async {
@@ -99,7 +104,8 @@ pub fn recover(config: &Config, house: &House) -> Result<Option<Recovered>, Disk
         let index_dir = config.index_dir();
         let secret = || secrets.pop().unwrap_or_default();
         Ok::<_, DiskStartError>(
-            start::start(&devices, &index_dir, config.segment_bytes(), secret).await?,
+            start::start(&devices, &index_dir, config.segment_bytes(), key.as_ref(), secret)
+                .await?,
         )
     })?;
     let Started { tier, index, found, report } = started;

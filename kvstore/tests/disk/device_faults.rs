@@ -1,5 +1,5 @@
 //! Devices that fail, are full, or give back what was not written: the rest is served, the bad dropped
-//! and counted.
+//! and counted. Run on disks in clear and on encrypted ones.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -9,10 +9,16 @@ use kvstore::disk::start::{StartError, start};
 use kvstore::disk::{DiskError, cleaner::Step};
 
 use crate::fault_device::FaultDevice;
-use crate::shelf::{FIRST_SEGMENT, SEGMENT_BYTES, Shelf, about, device, key, value};
+use crate::shelf::{FIRST_SEGMENT, SEGMENT_BYTES, Shelf, about, device, key, key_of, value};
+
+use super::KEY;
+
+async fn started(devices: &[FaultDevice], index: &std::path::Path) -> Shelf {
+    Shelf::start(devices, index, key_of(KEY)).await
+}
 
 fn filled(devices: &[FaultDevice], index: &std::path::Path, keys: u8) -> Shelf {
-    let shelf = block_on(Shelf::start(devices, index));
+    let shelf = block_on(started(devices, index));
     for number in 0..keys {
         block_on(shelf.put(key(number), &value(u32::from(number) + 1))).unwrap();
     }
@@ -37,7 +43,7 @@ fn what_is_written_is_read_before_and_after_a_restart() {
     block_on(shelf.remove(key(3))).unwrap();
     assert_eq!(right(&shelf, 10), 9);
     shelf.stop();
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert_eq!(shelf.report.indexed, 9);
     assert_eq!(shelf.report.scanned, 0, "a graceful stop leaves nothing to look for");
     assert_eq!(right(&shelf, 10), 9);
@@ -51,19 +57,19 @@ fn an_index_that_is_lost_or_damaged_is_built_again_from_the_segments() {
     let devices = [device(8, 2), device(8, 3)];
     filled(&devices, folder.path(), 20).stop();
     std::fs::remove_dir_all(folder.path()).unwrap();
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert_eq!((shelf.report.indexed, shelf.report.scanned), (0, 20));
     assert_eq!(right(&shelf, 20), 20);
     shelf.stop();
     for entry in std::fs::read_dir(folder.path()).unwrap() {
         std::fs::write(entry.unwrap().path(), b"not what RocksDB wrote").unwrap();
     }
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert!(shelf.report.is_index_lost);
     assert_eq!(right(&shelf, 20), 20);
     shelf.stop();
     // What was built is an index: the next start reads no records.
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert_eq!((shelf.report.indexed, shelf.report.scanned), (20, 0));
     shelf.stop();
 }
@@ -74,7 +80,7 @@ fn the_nth_operation_fails_and_what_was_acknowledged_stays() {
         for count in [1, 2, 5] {
             let folder = tempfile::tempdir().unwrap();
             let devices = [device(8, failing + 100)];
-            let shelf = block_on(Shelf::start(&devices, folder.path()));
+            let shelf = block_on(started(&devices, folder.path()));
             devices[0].fail_in(failing, count);
             let mut acknowledged = Vec::new();
             for number in 0..8u8 {
@@ -100,7 +106,7 @@ fn the_nth_operation_fails_and_what_was_acknowledged_stays() {
             }
             devices[0].cut();
             shelf.end();
-            let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+            let shelf = block_on(started(&devices, &folder.path().join("lost")));
             check(&shelf);
             shelf.stop();
         }
@@ -138,7 +144,7 @@ fn a_disk_that_is_gone_says_so_with_few_operations_each() {
 fn a_sick_disk_is_left_for_a_healthy_one() {
     let folder = tempfile::tempdir().unwrap();
     let devices = [device(8, 6), device(8, 7)];
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     devices[1].fail_in(0, u64::MAX);
     let mut failed = 0;
     for number in 0..60u8 {
@@ -159,7 +165,7 @@ fn a_full_file_system_makes_the_oldest_give_way() {
     let folder = tempfile::tempdir().unwrap();
     let devices = [device(8, 8)];
     devices[0].set_room(FIRST_SEGMENT as u64 + 4 * SEGMENT_BYTES);
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     for number in 0..100u8 {
         block_on(shelf.put(key(number), &value(u32::from(number) + 1))).unwrap();
     }
@@ -181,7 +187,7 @@ fn flipped_bits_are_never_served() {
         devices[0].flip_bits(40);
         let lost = folder.path().join("lost");
         let index = if is_index_lost { lost.as_path() } else { folder.path() };
-        let shelf = block_on(Shelf::start(&devices, index));
+        let shelf = block_on(started(&devices, index));
         let found = right(&shelf, 30);
         let corrupt = shelf.tier.counters.corruptions.load(Relaxed);
         assert!(corrupt > 0 && found > 0 && found < 30, "{found} found, {corrupt} corrupt");
@@ -205,7 +211,7 @@ fn a_segment_of_nonsense_costs_its_own_blocks_only() {
         devices[0].overwrite(start, &vec![0xA5; SEGMENT_BYTES as usize]);
         let other = folder.path().join("lost");
         let index = if is_index_lost { other.as_path() } else { folder.path() };
-        let shelf = block_on(Shelf::start(&devices, index));
+        let shelf = block_on(started(&devices, index));
         assert_eq!(right(&shelf, 24), 24 - lost);
         shelf.stop();
     }
@@ -220,7 +226,7 @@ fn a_damaged_record_hides_none_behind_it() {
     shelf.stop();
     let start = FIRST_SEGMENT + place.segment.number as usize * SEGMENT_BYTES as usize;
     devices[0].overwrite(start + place.page as usize * 4096, &[0; 4096]);
-    let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+    let shelf = block_on(started(&devices, &folder.path().join("lost")));
     assert_eq!(shelf.report.gaps, 1);
     assert_eq!(right(&shelf, 24), 23);
     shelf.stop();
@@ -230,7 +236,7 @@ fn a_damaged_record_hides_none_behind_it() {
 fn blocks_that_are_read_outlive_others_and_writing_stays_below_twice() {
     let folder = tempfile::tempdir().unwrap();
     let devices = [device(10, 12)];
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     let block = vec![7; 4096];
     for number in 0..4u8 {
         block_on(shelf.put(key(number), &block)).unwrap();
@@ -267,7 +273,7 @@ fn a_block_of_no_bytes_writes_over_nothing_behind_it() {
     for seed in 0..30 {
         let folder = tempfile::tempdir().unwrap();
         let devices = [device(8, 200 + seed)];
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(started(&devices, folder.path()));
         // A slot or lease of no bytes has a page in memory.
         let page = || Buffer::Pages(Pages::new(1));
         let empty = shelf.disk.write_buffer(key(1), about(&[]), &page);
@@ -284,7 +290,7 @@ fn a_slow_disk_serves_all_that_wait_with_fewer_syncs_than_writes() {
     let folder = tempfile::tempdir().unwrap();
     let devices = [device(16, 14)];
     devices[0].set_slowness(200);
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     let values: Vec<Vec<u8>> = (0..24).map(|number| value(number + 1)).collect();
     let mut puts: Vec<_> = (0..24u8)
         .map(|number| Box::pin(shelf.put(key(number), &values[usize::from(number)])))
@@ -310,24 +316,26 @@ fn a_disk_of_somebody_else_is_not_touched_and_a_damaged_one_is_emptied() {
     let first = devices[0].bytes_at(0, 4096);
     // One first page is enough.
     devices[0].overwrite(0, &[0xFF; 4096]);
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert_eq!(right(&shelf, 5), 5);
     shelf.stop();
     devices[0].overwrite(4096, &[0xFF; 4096]);
     let operations = devices[0].operations();
-    let refused = block_on(start(&devices, folder.path(), SEGMENT_BYTES, || [1; 32]));
+    let refused =
+        block_on(start(&devices, folder.path(), SEGMENT_BYTES, key_of(KEY).as_ref(), || [1; 32]));
     assert!(matches!(refused, Err(StartError::Foreign(0))));
     assert_eq!(devices[0].operations(), operations + 1, "it was read once and not written");
     let mut damaged = first;
     damaged[100] ^= 1;
     devices[0].overwrite(0, &damaged);
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     assert_eq!((shelf.report.segments, right(&shelf, 5)), (0, 0));
     shelf.stop();
     // Some file systems leave the first pages as they are.
     let other = [device(8, 17)];
     other[0].overwrite(64 << 10, b"_BHRfS_M");
-    let refused = block_on(start(&other, folder.path(), SEGMENT_BYTES, || [1; 32]));
+    let refused =
+        block_on(start(&other, folder.path(), SEGMENT_BYTES, key_of(KEY).as_ref(), || [1; 32]));
     assert!(matches!(refused, Err(StartError::Foreign(0))));
 }
 
@@ -341,10 +349,10 @@ fn what_follows_a_tombstone_over_a_restart_outlives_the_index() {
         block_on(shelf.remove(key(1))).unwrap();
     }
     shelf.stop();
-    let shelf = block_on(Shelf::start(&devices, folder.path()));
+    let shelf = block_on(started(&devices, folder.path()));
     block_on(shelf.put(key(1), &value(2))).unwrap();
     shelf.stop();
-    let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+    let shelf = block_on(started(&devices, &folder.path().join("lost")));
     assert_eq!(right(&shelf, 3), 3);
     shelf.stop();
 }

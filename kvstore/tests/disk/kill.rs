@@ -20,7 +20,7 @@ use kvstore::key::Key;
 
 use crate::fault_device::Dice;
 use crate::loop_device::{LoopDevice, sparse};
-use crate::shelf::{about, key, pages, value};
+use crate::shelf::{about, key, key_of, pages, value};
 
 /// Runs of one `cargo test`, or as many as `CGN_KILL_RUNS` says.
 const RUNS: u64 = 300;
@@ -38,16 +38,21 @@ const DISK_BYTES: u64 = 9 << 20;
 fn with_disk(
     folder: &Path,
     disk: &Path,
+    lane: u64,
     test: impl AsyncFn(Rc<Disk<RingDevice>>, HashMap<Key, Place>),
 ) {
     let executor = LocalExecutorBuilder::default().make().unwrap();
+    // Every other disk is encrypted.
+    let disk_key = key_of((lane % 2 == 1).then_some(1));
+    let disk_key = disk_key.as_ref();
     executor.run(async {
         let ring = Ring::new().unwrap();
         let driver = spawn_local(ring.clone().drive());
         let file = DiskFile::open(disk, DISK_BYTES).unwrap();
         let devices = vec![RingDevice::new(ring.clone(), &file)];
         let index_dir = folder.join("index");
-        let started = start(&devices, &index_dir, SEGMENT_BYTES, || [3; 32]).await.unwrap();
+        let started =
+            start(&devices, &index_dir, SEGMENT_BYTES, disk_key, || [3; 32]).await.unwrap();
         let Started { tier, index, found, .. } = started;
         let places = found.iter().map(|found| (found.key, found.entry.place)).collect();
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 2, write_bytes_per_s: None };
@@ -71,7 +76,7 @@ fn child() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let disk = std::env::var_os(DISK).unwrap();
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
-    with_disk(Path::new(&folder), Path::new(&disk), async |disk, places| {
+    with_disk(Path::new(&folder), Path::new(&disk), seed >> 32, async |disk, places| {
         let cleaned = disk.clone();
         let cleaner =
             async move { cleaned.clean(async |pause| glommio::timer::sleep(pause).await).await };
@@ -177,9 +182,9 @@ fn run_and_kill(folder: &Path, disk: &Path, seed: u64, acknowledged: u64, allowe
     child.wait().unwrap();
 }
 
-fn look(folder: &Path, disk: &Path, allowed: &mut Allowed) {
+fn look(folder: &Path, disk: &Path, lane: u64, allowed: &mut Allowed) {
     let found = std::cell::RefCell::new(HashMap::new());
-    with_disk(folder, disk, async |disk, places| {
+    with_disk(folder, disk, lane, async |disk, places| {
         for number in 0..WRITERS * KEYS_OF_WRITER {
             let value = read(&disk, &places, number).await;
             found.borrow_mut().insert(number, value);
@@ -219,7 +224,7 @@ fn kill_on(folder: &Path, disk: &Path, lane: u64, runs: u64) {
         if dice.roll(4) == 0 {
             std::fs::remove_dir_all(folder.join("index")).unwrap();
         }
-        look(folder, disk, &mut allowed);
+        look(folder, disk, lane, &mut allowed);
     }
 }
 
@@ -240,9 +245,12 @@ fn what_was_acknowledged_before_a_kill_is_there_after_it() {
 
 #[test]
 fn a_block_device_keeps_what_was_acknowledged_before_a_kill() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("disk");
-    sparse(&file, DISK_BYTES);
-    let Some(device) = LoopDevice::over(&file) else { return };
-    kill_on(folder.path(), &device.path, LANES, 20);
+    // One in clear and one that is encrypted.
+    for lane in [LANES, LANES + 1] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("disk");
+        sparse(&file, DISK_BYTES);
+        let Some(device) = LoopDevice::over(&file) else { return };
+        kill_on(folder.path(), &device.path, lane, 10);
+    }
 }

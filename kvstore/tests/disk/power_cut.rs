@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use futures_lite::future::{self, block_on};
+use kvstore::disk::cipher::DiskKey;
 use kvstore::key::Key;
 use proptest::prelude::*;
 
 use crate::fault_device::FaultDevice;
-use crate::shelf::{Shelf, device, key, value};
+use crate::shelf::{Shelf, device, key, key_of, value};
 
 #[derive(Clone, Debug)]
 enum Work {
@@ -132,6 +133,11 @@ fn copy_index(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
+/// Every other case is on an encrypted disk.
+fn mode(seed: u64) -> Option<DiskKey> {
+    key_of((seed % 2 == 1).then_some(1))
+}
+
 fn survive(lives: &[Life], seed: u64) {
     let folder = tempfile::tempdir().unwrap();
     let devices: Vec<FaultDevice> = vec![device(8, seed), device(6, seed ^ 99)];
@@ -140,7 +146,7 @@ fn survive(lives: &[Life], seed: u64) {
     for (number, life) in lives.iter().enumerate() {
         let stale = folder.path().join(format!("stale{number}"));
         copy_index(&index, &stale);
-        let shelf = block_on(Shelf::start(&devices, &index));
+        let shelf = block_on(Shelf::start(&devices, &index, mode(seed)));
         // Everything acknowledged before the last cut is there, and nothing else.
         for number in 0..life.work.len() as u8 {
             let allowed = book.borrow().get(&key(number)).cloned();
@@ -209,7 +215,7 @@ fn what_was_removed_stays_so_when_the_next_use_of_its_segment_is_lost() {
     for polls in 0..POLLS {
         let folder = tempfile::tempdir().unwrap();
         let devices = [device(4, polls as u64)];
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(Shelf::start(&devices, folder.path(), mode(polls as u64)));
         // Its value in the first segment, its tombstone in the second, which the index knows.
         block_on(shelf.put(key(0), &value(1))).unwrap();
         fill(&shelf, 1, 4);
@@ -219,7 +225,7 @@ fn what_was_removed_stays_so_when_the_next_use_of_its_segment_is_lost() {
         give_up_after(polls, shelf.put(key(100), &value(1)));
         devices[0].cut_all(false);
         shelf.end();
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(Shelf::start(&devices, folder.path(), mode(polls as u64)));
         assert!(block_on(shelf.get(key(0))).is_none(), "{polls}");
         assert_eq!(block_on(shelf.get(key(18))), Some(value(1)));
         shelf.stop();
@@ -231,14 +237,15 @@ fn what_was_given_up_and_then_removed_stays_so() {
     for polls in 0..POLLS {
         let folder = tempfile::tempdir().unwrap();
         let devices = [device(4, polls as u64)];
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(Shelf::start(&devices, folder.path(), mode(polls as u64)));
         fill(&shelf, 0, 20);
         give_up_after(polls, shelf.put(key(100), &value(1)));
         let is_dropped = shelf.known.borrow().dropped.contains(&key(0));
         devices[0].cut_all(false);
         shelf.end();
         // There was no place that a tombstone could have been for.
-        let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+        let shelf =
+            block_on(Shelf::start(&devices, &folder.path().join("lost"), mode(polls as u64)));
         assert!(!is_dropped || block_on(shelf.get(key(0))).is_none(), "{polls}");
         shelf.stop();
     }
@@ -249,16 +256,17 @@ fn an_unacknowledged_write_is_found_by_the_first_start_or_never() {
     for polls in 0..POLLS {
         let folder = tempfile::tempdir().unwrap();
         let devices = [device(4, polls as u64)];
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(Shelf::start(&devices, folder.path(), mode(polls as u64)));
         block_on(shelf.put(key(0), &value(1))).unwrap();
         give_up_after(polls, shelf.put(key(0), &value(2)));
         devices[0].cut_all(true);
         shelf.end();
-        let shelf = block_on(Shelf::start(&devices, folder.path()));
+        let shelf = block_on(Shelf::start(&devices, folder.path(), mode(polls as u64)));
         let first = block_on(shelf.get(key(0)));
         assert!(first.is_some());
         shelf.stop();
-        let shelf = block_on(Shelf::start(&devices, &folder.path().join("lost")));
+        let shelf =
+            block_on(Shelf::start(&devices, &folder.path().join("lost"), mode(polls as u64)));
         assert_eq!(block_on(shelf.get(key(0))), first, "{polls}");
         shelf.stop();
     }

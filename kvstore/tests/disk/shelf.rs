@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
+use kvstore::disk::cipher::DiskKey;
 use kvstore::disk::device::{Buffer, Pages};
 use kvstore::disk::place::Place;
 use kvstore::disk::record::{About, PAGE_BYTES};
@@ -29,6 +30,11 @@ fn secret() -> [u8; 32] {
 
 pub fn device(segments: usize, seed: u64) -> FaultDevice {
     FaultDevice::new(FIRST_SEGMENT + segments * SEGMENT_BYTES as usize, seed)
+}
+
+/// One of some keys of disks; none: in clear.
+pub fn key_of(number: Option<u8>) -> Option<DiskKey> {
+    DiskKey::parse(&format!("{:02x}", number?).repeat(32))
 }
 
 pub fn key(number: u8) -> Key {
@@ -70,8 +76,13 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    pub async fn start(devices: &[FaultDevice], index_dir: &Path) -> Shelf {
-        let started = start(devices, index_dir, SEGMENT_BYTES, secret).await.unwrap();
+    pub async fn start(
+        devices: &[FaultDevice],
+        index_dir: &Path,
+        disk_key: Option<DiskKey>,
+    ) -> Shelf {
+        let disk_key = disk_key.as_ref();
+        let started = start(devices, index_dir, SEGMENT_BYTES, disk_key, secret).await.unwrap();
         let known = Rc::new(RefCell::new(Known::default()));
         known.borrow_mut().places =
             started.found.iter().map(|found| (found.key, found.entry.place)).collect();

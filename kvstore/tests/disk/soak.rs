@@ -14,7 +14,7 @@ const SECONDS: u64 = 8;
 const RAM_BYTES: u64 = 256 << 20;
 /// What the daemon takes beyond `kv.ram_gib`, as docs/CONFIGURATION.md derives it for one core and the
 /// clients below.
-const BEYOND_BYTES: u64 = 192 << 20;
+const BEYOND_BYTES: u64 = 128 << 20;
 const BLOCK_BYTES_MIN: usize = 4 << 10;
 /// Sizes are 4 KiB times a power of two up to this one, and a little less: 32 MiB.
 const DOUBLINGS_MAX: u64 = 13;
@@ -224,7 +224,7 @@ fn native(daemon: &Daemon) -> Client {
     let options = Options {
         client: "soak".to_owned(),
         staging_bytes: 64 << 20,
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_secs(600),
     };
     Client::connect(&daemon.uds(), "soak", &options).unwrap()
 }
