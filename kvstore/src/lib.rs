@@ -24,6 +24,7 @@ pub mod key;
 pub mod mesh;
 pub mod namespace;
 pub mod native;
+mod numa;
 pub mod peer;
 pub mod pem;
 pub mod request;

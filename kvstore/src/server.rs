@@ -26,6 +26,7 @@ use crate::executor::{Executor, spawn};
 use crate::mesh::{INBOX_REQUESTS_MAX, Inbox};
 use crate::namespace::Namespaces;
 use crate::native::door::{self, Door, DoorError, DoorLimits, Hall};
+use crate::numa;
 use crate::peer::stats::PeerStats;
 use crate::peer::{Peers, PeersError, PeersThread};
 use crate::resp;
@@ -129,6 +130,10 @@ impl Server {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Server, StartError> {
+        let nodes = std::fs::read_to_string(numa::ONLINE).unwrap_or_default();
+        if let Some(warning) = numa::warning(&nodes, &config.cpus) {
+            tracing::warn!("{warning}");
+        }
         let pages = pages(&config)?;
         let memories =
             Arena::map(config.cores, config.shard_bytes(), config.block_bytes_max(), pages)?;

@@ -178,6 +178,25 @@ fn a_namespace_that_writes_through_is_durable_and_one_for_ram_never_is() {
 }
 
 #[test]
+fn what_was_used_in_ram_outlives_on_disk_what_nobody_used() {
+    let folder = folder();
+    let server = start(folder.path(), "cores = 1\n");
+    let store = open(&server);
+    put(&store, 1, None, &value(1, 1 << 20), true).unwrap();
+    put(&store, 2, None, &value(2, 1 << 20), true).unwrap();
+    get(&store, 1).unwrap();
+    get(&store, 1).unwrap();
+    // Once around the disk's 576 MiB.
+    for number in 3..600 {
+        put(&store, number, None, &value(number, 1 << 20), true).unwrap();
+    }
+    assert_eq!(tier(&store, 2), None);
+    assert_eq!(tier(&store, 1), Some(Tier::Disk));
+    assert!(get(&store, 1) == Some(value(1, 1 << 20)));
+    server.stop();
+}
+
+#[test]
 fn a_damaged_block_is_never_served() {
     let folder = folder();
     let server = start(folder.path(), "");

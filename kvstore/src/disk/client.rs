@@ -98,6 +98,12 @@ impl DiskClient {
         is_admitted
     }
 
+    /// The block at `place` leaves RAM, where it was used: that counts as a read of it, or the cleaner
+    /// would take what is used most, and so never read from disk, for what nobody wants.
+    pub fn used(&self, place: &Place) {
+        self.tier.ledger.touch(place);
+    }
+
     /// Writes a block and returns when it is durable.
     ///
     /// # Errors

@@ -202,9 +202,14 @@ impl Shard {
         self.house.stats.evictions.inc();
         if index.get(id).is_some_and(|entry| self.is_worth_writing(entry)) {
             self.spill(state, id);
-        } else {
-            self.alter(state, id, |entry| entry.ram = None);
+            return Ok(());
         }
+        let place =
+            state.index.get(id).filter(|entry| entry.touches > 0).and_then(|entry| entry.disk);
+        if let (Some(place), Some(disk)) = (place, self.disk()) {
+            disk.used(&place);
+        }
+        self.alter(state, id, |entry| entry.ram = None);
         Ok(())
     }
 }
