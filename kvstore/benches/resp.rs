@@ -148,11 +148,13 @@ fn main() {
     let (redis, ours) = (Server::redis(), Server::ours());
     let runs = setting("RESP_BENCH_RUNS", RUNS as u64);
     let most = setting("RESP_BENCH_CONNECTIONS", 16) as usize;
+    // One size at a time, where the machine is to be had for a minute only.
+    let only = setting("RESP_BENCH_KIB", 0) as usize * 1024;
     println!(
         "| op | size KiB | conns | redis CPU s/GB | ours | ratio | redis GB/s | ours | ratio |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for size in SIZES {
+    for size in SIZES.into_iter().filter(|size| only == 0 || *size == only) {
         let keys = (KEYS_BYTES / size).clamp(1, 64);
         for server in [&redis, &ours] {
             server.clear();

@@ -1,13 +1,13 @@
 //! The executor of one core: monoio on io_uring, a task for whatever waits.
 //!
 //! It owns how tasks begin, pause and end, and that any thread may wake them: monoio's own wakers are for
-//! their own thread only, so every task here has a [`knock`](self) of its own. It knows nothing of blocks
-//! or sockets.
+//! their own thread only, so every task here has a waker of ours ([`seats`]), which rings the thread's
+//! [`bell`] when it is used on another. It knows nothing of blocks or sockets.
 
 mod bell;
 mod seats;
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixStream as Pair;
@@ -25,7 +25,7 @@ use self::seats::Seat;
 
 thread_local! {
     /// One end of a pair that always has a byte to read; see [`breath`].
-    static READY: OnceCell<Rc<UnixStream>> = const { OnceCell::new() };
+    static READY: RefCell<Option<Rc<UnixStream>>> = const { RefCell::new(None) };
 }
 
 /// An executor that has not begun.
@@ -60,7 +60,8 @@ impl Executor {
             let (mut full, ready) = Pair::pair()?;
             io::Write::write_all(&mut full, &[1])?;
             let ready = Rc::new(UnixStream::from_std(ready)?);
-            let _ = READY.with(|cell| cell.set(ready));
+            READY.with(|cell| cell.replace(Some(ready)));
+            seats::begin();
             let listening = monoio::spawn(bell.listen()?);
             let output = spawn(root).await;
             while seats::end_all() {
@@ -68,6 +69,7 @@ impl Executor {
             }
             bell::ring_here();
             listening.await;
+            READY.with(|cell| cell.take());
             Ok(output)
         })
     }
@@ -106,7 +108,7 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
 /// wakes itself would be the next to run, and timers would stand still: so it waits for a poll of the
 /// ring that ends at once.
 pub async fn breath() {
-    let Some(ready) = READY.with(|cell| cell.get().cloned()) else { return };
+    let Some(ready) = READY.with(|cell| cell.borrow().clone()) else { return };
     // It does not fail; if it did, there was a turn of the ring all the same.
     let _ = ready.readable(true).await;
 }

@@ -19,6 +19,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// A write of so many bytes is brought into the core's cache before it: a part of what one has. The kernel
+/// sends 64 KiB at a time. Where it waits for memory in between, a reader on the same machine has read the
+/// last ones and sleeps again, and is woken four times for a value of 256 KiB: where the memory lay badly,
+/// a GET of that size cost 1.45 times what redis's does, and costs 0.8 times with this. Of a larger write,
+/// the socket's buffer makes the reader wait in any case.
+const TOUCH_BYTES_MAX: usize = 512 << 10;
+/// What a load brings.
+const CACHE_LINE_BYTES: usize = 64;
+
 /// Binds one socket for each of `shards` to `address`; the kernel spreads connections over them. With
 /// port 0, all get the port of the first.
 ///
@@ -67,6 +76,18 @@ impl End {
             (End::Unix(stream), Way::Out) => stream.writable(false).await,
         }
     }
+}
+
+/// Brings what is to be sent into the core's cache, where it is small enough to stay there.
+fn touch(pieces: &[IoSlice<'_>]) {
+    if bytes_of(pieces) <= TOUCH_BYTES_MAX {
+        let lines = pieces.iter().flat_map(|piece| piece.iter().step_by(CACHE_LINE_BYTES));
+        std::hint::black_box(lines.fold(0, |all, byte| all ^ byte));
+    }
+}
+
+fn bytes_of(pieces: &[IoSlice<'_>]) -> usize {
+    pieces.iter().map(|piece| piece.len()).sum()
 }
 
 #[derive(Clone, Copy)]
@@ -167,10 +188,11 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.outbound.poll(context, &self.end, Way::Out))?;
+            touch(pieces);
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match sendmsg::<()>(self.fd, pieces, &[], flags, None) {
                 Ok(sent) => {
-                    self.outbound.is_spent = sent < pieces.iter().map(|piece| piece.len()).sum();
+                    self.outbound.is_spent = sent < bytes_of(pieces);
                     return Poll::Ready(Ok(sent));
                 }
                 Err(Errno::EAGAIN) => self.outbound.is_spent = true,

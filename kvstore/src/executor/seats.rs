@@ -110,6 +110,11 @@ fn wake(number: usize) {
     });
 }
 
+/// Tasks of this thread may run.
+pub fn begin() {
+    IS_OVER.with(|is_over| is_over.set(false));
+}
+
 /// Whether the tasks of this thread are to end.
 pub fn is_over() -> bool {
     IS_OVER.with(Cell::get)

@@ -12,9 +12,12 @@ use super::parse::{Event, Parser, ProtocolError};
 use super::reply::Output;
 use super::wire::Wire;
 use crate::arena::Slot;
+use crate::executor::breath;
 
 /// Bytes read at a time, but for values.
 const INPUT_BYTES: usize = 4 << 10;
+/// Full buffers of commands taken from one client before others have their turn.
+const FULL_READS_PER_TURN_MAX: usize = 16;
 
 /// A value taken off the wire.
 pub(super) enum Value {
@@ -54,6 +57,8 @@ pub(super) struct Connection {
     input: Box<[u8]>,
     /// What of `input` is not parsed yet.
     unread: std::ops::Range<usize>,
+    /// Reads in a row that left more to read.
+    full_reads: usize,
     output: Output,
     client: Client,
     values: Vec<Value>,
@@ -72,6 +77,7 @@ impl Connection {
             parser: Parser::default(),
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
             unread: 0..0,
+            full_reads: 0,
             output: Output::default(),
             client,
             values: Vec::new(),
@@ -132,6 +138,12 @@ impl Connection {
         let patience = self.patience()?;
         let read = self.wire.read(&mut self.input, &mut self.output, patience).await?;
         self.unread = 0..read;
+        // A client that writes faster than it is served never lets the read wait.
+        self.full_reads = if read == self.input.len() { self.full_reads + 1 } else { 0 };
+        if self.full_reads >= FULL_READS_PER_TURN_MAX {
+            self.full_reads = 0;
+            breath().await;
+        }
         if read == 0 { Err(Over::Closed) } else { Ok(()) }
     }
 

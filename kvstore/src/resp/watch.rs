@@ -25,14 +25,17 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// When the next bytes must have come; none: any time.
+    /// When the next bytes must have come; none: any time. What was late before is forgiven: if it still
+    /// is, the next look says so.
     pub fn read_by(&self, deadline: Option<Instant>) {
         self.read_by.set(deadline);
+        self.is_late.set(false);
     }
 
     /// When the next bytes must have gone; none: there are none.
     pub fn write_by(&self, deadline: Option<Instant>) {
         self.write_by.set(deadline);
+        self.is_late.set(false);
     }
 
     /// Whether a time is over. If not, `waker` is woken when one is.
@@ -125,6 +128,9 @@ mod tests {
         all[1].write_by(Some(at(20)));
         dog.look(at(20));
         assert_eq!(late(&all), [true, true, false]);
+        all[1].write_by(None);
+        dog.look(at(21));
+        assert_eq!(late(&all), [true, false, false]);
         drop(all);
         assert!(dog.0.borrow().is_empty());
     }
