@@ -4,6 +4,8 @@
 use agent::kv_events::event::Batch;
 use agent::kv_events::writer::Writer;
 use agent::kv_events::{decode, tensorrt};
+use agent::slots::file;
+use agent::slots::value::Value;
 use dataplane::feed::{Follower, Op, Step, ToRouter};
 use std::collections::BTreeMap;
 
@@ -20,6 +22,21 @@ pub fn tensorrt(bytes: &[u8]) {
         tell_twice(answer.batch);
     }
     let _ = reader.read(bytes);
+}
+
+/// A slot file of llama.cpp: its tokens are as many as it has bytes for, or it is refused.
+pub fn slot_file(bytes: &[u8]) {
+    if let Ok(tokens) = file::tokens(bytes, bytes.len() as u64) {
+        assert!(tokens.len() * 4 < bytes.len());
+        assert!(tokens.iter().all(|token| i32::try_from(*token).is_ok()));
+    }
+}
+
+/// What the KV daemon has of a slot's state: what is understood has one encoding.
+pub fn slot_value(bytes: &[u8]) {
+    if let Some(value) = Value::decode(bytes) {
+        assert_eq!(value.encode(), bytes);
+    }
 }
 
 fn tell_twice(batch: Batch) {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::api::{AgentReport, DesiredState};
@@ -36,6 +37,7 @@ use crate::probe::Prober;
 use crate::process::Process;
 use crate::random::Jitter;
 use crate::report::{self, Node};
+use crate::slots::keeper::Settings;
 use crate::state::StateDir;
 use crate::supervise::{Applied, Desired, Ending, Event, Limits, Observed, ReplicaId, supervise};
 
@@ -125,7 +127,8 @@ fn follow_engines(
     let address = Address::parse(events_listen).map_err(invalid)?;
     let bound = address.map(|address| address.bind()).transpose().map_err(refuse)?;
     let dialled = bound.as_ref().map(Bound::dialled).transpose().map_err(refuse)?;
-    let following = Following::start(bound, Board::new(metrics.kv.clone())).map_err(refuse)?;
+    let following = Following::start(bound, Board::new(metrics.kv.clone(), metrics.slots.clone()))
+        .map_err(refuse)?;
     Ok((following, dialled))
 }
 
@@ -188,6 +191,7 @@ struct Agent {
     reports: watch::Sender<AgentReport>,
     events: mpsc::Sender<(ReplicaId, Event)>,
     following: Following,
+    slots: Option<Arc<Settings>>,
 }
 
 impl Agent {
@@ -225,6 +229,7 @@ impl Agent {
             reports,
             events,
             following,
+            slots: config.agent.slots().map(Arc::new),
             config,
             config_path,
         };

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kv_events::serve::Address;
 use crate::node;
+use crate::slots::keeper::Settings;
 use crate::supervise::Limits;
 
 /// Smallest `log_bytes_max`: one rotated file must hold a few whole lines.
@@ -47,6 +48,15 @@ pub struct Agent {
     /// Where routers hear what KV caches hold: `host:port` on loopback, or `unix:/path`. Default
     /// `127.0.0.1:9094`. Empty: nowhere.
     pub events_listen: String,
+    /// Native door (`kv.uds`) of the node's KV daemon, where states of llama.cpp's slots are kept. Default
+    /// empty: they are not.
+    pub kv_socket: PathBuf,
+    /// Tokens in a block of the names they are kept by; the routers' `kv.block_tokens`. Default 16.
+    pub kv_block_tokens: u32,
+    /// A slot that holds fewer tokens is not saved. Default 256.
+    pub kv_save_tokens_min: u32,
+    /// A state that takes more is neither saved nor restored. Default 4096.
+    pub kv_state_mib_max: u64,
     /// Holds the last desired state over restarts. Default `/var/lib/cognitora/agent`.
     pub state_dir: PathBuf,
     /// Holds the engines' logs. Default `/var/log/cognitora/engines`.
@@ -90,6 +100,10 @@ impl Default for Agent {
             control: "http://127.0.0.1:9090".to_owned(),
             metrics_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9093),
             events_listen: "127.0.0.1:9094".to_owned(),
+            kv_socket: PathBuf::new(),
+            kv_block_tokens: 16,
+            kv_save_tokens_min: 256,
+            kv_state_mib_max: 4_096,
             state_dir: "/var/lib/cognitora/agent".into(),
             log_dir: "/var/log/cognitora/engines".into(),
             model_dir: "/var/lib/cognitora/models".into(),
@@ -193,10 +207,19 @@ fn check(path: &Path, agent: &Agent) -> Result<(), ConfigError> {
         ("probe_interval_ms", agent.probe_interval_ms),
         ("probe_timeout_ms", agent.probe_timeout_ms),
         ("probe_failures_max", u64::from(agent.probe_failures_max)),
+        ("kv_block_tokens", u64::from(agent.kv_block_tokens)),
+        ("kv_state_mib_max", agent.kv_state_mib_max),
     ] {
         if value == 0 {
             return refuse(key, "must be at least 1".to_owned());
         }
+    }
+    if !agent.kv_socket.as_os_str().is_empty() && !agent.kv_socket.is_absolute() {
+        let path = agent.kv_socket.display();
+        return refuse(
+            "kv_socket",
+            format!("`{path}` is no absolute path; write the daemon's kv.uds"),
+        );
     }
     if agent.backoff_max_ms < agent.backoff_initial_ms {
         return refuse("backoff_max_ms", "must not be below backoff_initial_ms".to_owned());
@@ -220,6 +243,16 @@ fn is_loopback_url(url: &str) -> bool {
 }
 
 impl Agent {
+    /// How slots are kept; none where no daemon is named.
+    pub fn slots(&self) -> Option<Settings> {
+        (!self.kv_socket.as_os_str().is_empty()).then(|| Settings {
+            socket: self.kv_socket.clone(),
+            block_tokens: self.kv_block_tokens,
+            tokens_min: self.kv_save_tokens_min,
+            bytes_max: self.kv_state_mib_max.saturating_mul(1 << 20),
+        })
+    }
+
     /// The part of the configuration that [`crate::supervise`] decides by.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -282,6 +315,9 @@ mod tests {
             ("log_files_max = 0", "agent.log_files_max"),
             ("probe_failures_max = 0", "agent.probe_failures_max"),
             ("backoff_max_ms = 5", "agent.backoff_max_ms"),
+            ("kv_socket = \"kv.sock\"", "agent.kv_socket"),
+            ("kv_block_tokens = 0", "agent.kv_block_tokens"),
+            ("kv_state_mib_max = 0", "agent.kv_state_mib_max"),
         ] {
             let said = load_text(&format!("[agent]\n{text}\n")).unwrap_err();
             assert!(said.contains(key), "{text}: {said}");

@@ -145,6 +145,8 @@ pub struct Place<'a> {
     pub port: u16,
     /// Holds its Unix sockets; absolute.
     pub socket_dir: &'a Path,
+    /// Where it may write states of its slots, absolute; none where nobody keeps them.
+    pub slot_dir: Option<&'a Path>,
 }
 
 /// A command line, but for the binary, and what to expect of the process.
@@ -160,6 +162,8 @@ pub struct Rendering {
     pub expected: Expected,
     /// Where its KV events come from, if it has any.
     pub events: Option<EventSource>,
+    /// What the states it writes to [`Place::slot_dir`] depend on, if it does.
+    pub slot_layout: Option<String>,
 }
 
 /// What a started engine is.
@@ -230,7 +234,7 @@ pub fn render(
 ) -> Result<Rendering, SpecError> {
     check(spec)?;
     match Kind::of(spec)? {
-        Kind::LlamaCpp => llama_cpp::render(spec, model, place.port),
+        Kind::LlamaCpp => llama_cpp::render(spec, model, place),
         Kind::Vllm => vllm::render(spec, model, place),
         Kind::Sglang => sglang::render(spec, model, place),
         Kind::Sim => sim::render(spec, place),

@@ -4,6 +4,8 @@
 //! * Doing: [`process`] (spawn, signal, reap), [`log`], [`probe`] (HTTP), [`preflight`], [`attach`]
 //!   (gRPC to control), [`metrics`], [`state`] (files).
 //! * Owning: [`agent`], the one place that holds processes and records.
+//! * [`kv_events`] (what engines cache, told to routers) and [`slots`] (what llama.cpp computed, kept in the
+//!   KV daemon) run on a thread of their own.
 //! * [`sim`]: `cgn-sim-engine`, a tool of its own.
 //!
 //! No request byte passes through here: routers talk to engines directly.
@@ -25,5 +27,6 @@ pub mod process;
 pub mod random;
 pub mod report;
 pub mod sim;
+pub mod slots;
 pub mod state;
 pub mod supervise;

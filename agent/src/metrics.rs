@@ -8,7 +8,8 @@
 //! | `cgn_agent_engine_start_seconds` | | from spawn to ready (histogram) |
 //! | `cgn_agent_control_connected` | | 1 while attached to control |
 //!
-//! Those of KV events and the feed stand in [`crate::kv_events::metrics`].
+//! Those of KV events and the feed stand in [`crate::kv_events::metrics`], those of slots in
+//! [`crate::slots::metrics`].
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -24,6 +25,7 @@ use prometheus::{
 use tokio::net::TcpListener;
 
 use crate::kv_events::metrics::KvMetrics;
+use crate::slots::metrics::SlotMetrics;
 
 /// Engines start in a second (simulated) to many minutes (hundreds of GB of weights).
 const START_SECONDS_BUCKETS: [f64; 12] =
@@ -42,6 +44,8 @@ pub struct Metrics {
     pub control_connected: IntGauge,
     /// Of KV events and the feed.
     pub kv: KvMetrics,
+    /// Of slots' states.
+    pub slots: SlotMetrics,
 }
 
 impl Metrics {
@@ -54,6 +58,7 @@ impl Metrics {
         let registry = Registry::new();
         let metrics = Metrics {
             kv: KvMetrics::new(&registry)?,
+            slots: SlotMetrics::new(&registry)?,
             registry,
             ready: IntGaugeVec::new(
                 Opts::new("cgn_agent_engine_ready", "1 while the engine takes requests"),

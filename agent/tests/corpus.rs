@@ -26,6 +26,16 @@ fn tensorrt_answers() {
     replay("tensorrt", targets::tensorrt);
 }
 
+#[test]
+fn slot_files() {
+    replay("slot_file", targets::slot_file);
+}
+
+#[test]
+fn slot_values() {
+    replay("slot_value", targets::slot_value);
+}
+
 /// Batches as a real vLLM 0.32 wrote them: each has its length before it.
 #[test]
 fn every_event_of_a_real_vllm_is_understood() {

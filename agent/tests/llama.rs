@@ -4,7 +4,6 @@
 //! Skipped where the engine or the model is not there; `cargo xtask up` builds and fetches both.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[expect(dead_code, reason = "shared with node.rs, which uses all of it")]
 #[path = "node/client.rs"]
 mod client;
 #[expect(dead_code, reason = "shared with node.rs, which uses all of it")]
@@ -23,3 +22,7 @@ mod smollm2;
 mod answers;
 #[path = "llama/cache_share.rs"]
 mod cache_share;
+#[path = "llama/kept.rs"]
+mod kept;
+#[path = "llama/kept_ttft.rs"]
+mod kept_ttft;

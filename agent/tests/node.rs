@@ -10,6 +10,7 @@ mod client;
 mod fake_router;
 #[path = "supervise_engines/held_truth.rs"]
 mod held_truth;
+#[expect(dead_code, reason = "shared with llama.rs, which has a KV daemon in it")]
 #[path = "node/house.rs"]
 mod house;
 #[path = "node/load.rs"]

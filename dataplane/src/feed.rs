@@ -11,7 +11,12 @@
 //! when that changed and once a second ([`crate::route::share`]). The agent adds up, and tells each
 //! router what the others gave: [`ToRouter::Others`]. A router counts as long as its connection lives.
 //!
-//! Blocks are named by the first 16 bytes of our digests ([`crate::digest::Digest::short`]), which do
+//! Where an engine can take KV state from outside (llama.cpp's slots), the agent says so once a second:
+//! [`ToRouter::Warmable`]. A router that is about to send such a worker a prompt says [`ToAgent::Warm`]
+//! first, and the agent answers once with [`ToRouter::Warmed`], or not at all where it cannot any more:
+//! a router waits for a time of its own.
+//!
+//! Of what is held, blocks are named by the first 16 bytes of our digests ([`crate::digest::Digest::short`]), which do
 //! not compress: what saves bytes is that a batch says only what is different after it. At each
 //! [`Level`] the blocks held there or faster are closed under prefixes between two batches, and also
 //! after each part of a snapshot: where a block is told, the blocks before it are told too.
@@ -34,11 +39,12 @@ pub use decode::{Decoder, FeedError, Take, decode};
 pub use encode::{Put, encode};
 pub use follow::{Follower, Step};
 
+pub use crate::digest::Digest;
 pub use crate::route::index::Level;
 pub use crate::route::share::Load;
 
 /// Both sides say it first; a side that hears another number hangs up.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 /// First four bytes of each frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"CGF1";
 /// Bytes before the payload.
@@ -47,6 +53,9 @@ pub const FRAME_HEAD_BYTES: usize = 8;
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Most digests in one frame; what is more goes into several.
 pub const DIGESTS_MAX: usize = 16_384;
+/// Most digests in one [`Warm`], whole ones of 32 bytes: 65,536 tokens in blocks of 16. Of a longer prompt
+/// the beginning is asked for.
+pub const WARM_DIGESTS_MAX: usize = 4_096;
 /// Most operations in one frame.
 pub const OPS_MAX: usize = 64;
 /// Longest name of a worker or process: the parts of a worker id are bounded below this.
@@ -130,6 +139,23 @@ pub enum ToAgent {
         /// The router's own.
         load: Load,
     },
+    /// A prompt is about to be sent to a worker: give it the KV state of its prefix first.
+    Warm(Warm),
+}
+
+/// What a router asks of an agent before it sends a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// Worker id; one that the agent does not have, or cannot warm, is answered with 0 tokens.
+    pub worker: String,
+    /// The router's own number, for the answer. One connection uses each once.
+    pub ticket: u64,
+    /// After this it is of no use any more, in ms from now.
+    pub deadline_ms: u32,
+    /// Leading blocks of the prompt that a state must have in common with it to be worth the while.
+    pub blocks_min: u32,
+    /// The blocks of the prompt, from the first; at most [`WARM_DIGESTS_MAX`].
+    pub digests: Vec<Digest>,
 }
 
 /// Agent to router.
@@ -197,6 +223,22 @@ pub enum ToRouter {
         /// How many they are.
         routers: u32,
     },
+    /// A worker can be given KV state. Repeated once a second as long as that is so.
+    Warmable {
+        /// Worker id.
+        worker: String,
+        /// Tokens in a block of the digests its states are known by; prompts cut otherwise find none.
+        block_tokens: u32,
+    },
+    /// What became of a [`Warm`].
+    Warmed {
+        /// Worker id.
+        worker: String,
+        /// As it was asked.
+        ticket: u64,
+        /// Leading tokens of the prompt that the worker was given; 0: none.
+        tokens: u32,
+    },
 }
 
 impl ToRouter {
@@ -208,7 +250,9 @@ impl ToRouter {
             | ToRouter::Batch { worker, .. }
             | ToRouter::Snapshot { worker, .. }
             | ToRouter::Gone { worker, .. }
-            | ToRouter::Others { worker, .. } => Some(worker),
+            | ToRouter::Others { worker, .. }
+            | ToRouter::Warmable { worker, .. }
+            | ToRouter::Warmed { worker, .. } => Some(worker),
         }
     }
 }

@@ -21,7 +21,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kvstore", &["dataplane", "rdma", "kvclient"]),
     ("kvclient", &["dataplane"]),
     ("control", &["dataplane", "tuning"]),
-    ("agent", &["dataplane", "tuning", "control"]),
+    // The agent keeps llama.cpp's slots in the daemon as any client does; the client stands on the wire
+    // alone, so nothing of the store comes with it.
+    ("agent", &["dataplane", "tuning", "control", "kvclient"]),
     ("xtask", &[]),
 ];
 

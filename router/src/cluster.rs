@@ -25,11 +25,13 @@ use crate::hedge::Hedging;
 use crate::index::PrefixIndex;
 use crate::kv_feed::others::SharedOthers;
 use crate::kv_feed::state::FeedState;
+use crate::kv_feed::warmable::SharedWarmable;
 use crate::openai::Endpoint;
 use crate::retry::RetryBudget;
 use crate::sessions::Sessions;
 use crate::steering::Preset;
 use crate::upstream::Target;
+use crate::warm::Desk;
 
 pub use self::shared_backlog::SharedBacklog;
 
@@ -43,6 +45,8 @@ pub struct WorkerLife {
     pub predicted_since_ms: AtomicU64,
     /// What its engine's events say of its KV cache.
     pub feed: FeedState,
+    /// Whether it can be given KV state.
+    pub warmable: SharedWarmable,
     /// Requests of this router in flight to it, over all cores.
     pub inflight: AtomicU32,
     /// Prefill work in front of it, given by this router.
@@ -211,6 +215,8 @@ pub struct Cluster {
     pub hedging: Hedging,
     /// How the cores call those who wait.
     pub bells: Arc<Bells>,
+    /// What requests wish of agents.
+    pub warming: Desk,
     /// Where sessions were last.
     pub sessions: Sessions,
     preset: ArcSwap<Preset>,
@@ -239,6 +245,7 @@ impl Cluster {
             retries: RetryBudget::new(&config.retry),
             hedging: Hedging::new(config.hedge.clone()),
             bells,
+            warming: Desk::default(),
             sessions: Sessions::new(config.routing.sessions_max, config.routing.session_idle_s_max),
             preset: ArcSwap::from_pointee(Preset::of(config)),
             config: config.clone(),
@@ -430,6 +437,7 @@ impl Cluster {
             cache: WorkerCache::new(number, blocks),
             predicted_since_ms: AtomicU64::new(0),
             feed: FeedState::default(),
+            warmable: SharedWarmable::default(),
             inflight: AtomicU32::new(0),
             backlog: SharedBacklog::default(),
             others: SharedOthers::default(),

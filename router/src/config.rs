@@ -165,6 +165,10 @@ pub struct Kv {
     /// What was routed to an engine that tells of its blocks counts as there for so long, until the
     /// engine confirms or denies it.
     pub prediction_ms: u64,
+    /// A worker that lacks so many tokens of a prompt is given them first, where its agent can.
+    pub warm_tokens_min: u64,
+    /// A request waits for that at most so long; 0: nobody is asked.
+    pub warm_ms_max: u64,
     /// Blocks a worker is believed to hold when it does not say; learned from there.
     pub worker_blocks_default: u64,
     /// An engine gets this long to tokenize before the text path takes over.
@@ -186,6 +190,8 @@ impl Default for Kv {
             index_blocks_max: 1 << 20,
             event_blocks_max: 4 << 20,
             prediction_ms: 30_000,
+            warm_tokens_min: 256,
+            warm_ms_max: 1_000,
             worker_blocks_default: 16_384,
             tokenize_timeout_ms: 1_000,
             token_cache_entries_max: 1_024,

@@ -1,4 +1,4 @@
-//! Phases *pick* and *forward*: on another worker after a failure, until one begins to answer.
+//! Phases *pick*, *warm* and *forward*: on another worker after a failure, until one begins to answer.
 //!
 //! What may be tried again is decided by the retry budget and the breakers; what is tried twice at
 //! once, by hedging. Nothing here has reached the client yet.
@@ -21,6 +21,7 @@ use crate::shard::Shard;
 use crate::steering::Steering;
 use crate::tokenize::Prefix;
 use crate::upstream::UpstreamError;
+use crate::warm;
 use crate::watch::{Phase, Verdict, Watch};
 
 /// What a client wants.
@@ -54,7 +55,7 @@ pub async fn send(
     let mut cause = None;
     shard.cluster.retries.deposit(shard.now_ms());
     while tried.len() < shard.config.limits.attempts_max {
-        let Some(seat) = pick(shard, ticket, wanted, &mut tried) else { break };
+        let Some(mut seat) = pick(shard, ticket, wanted, &mut tried) else { break };
         if let Some(cause) = cause {
             if !shard.cluster.retries.withdraw(shard.now_ms()) {
                 seat.worker.life.breaker.on_unknown();
@@ -62,6 +63,12 @@ pub async fn send(
                 break;
             }
             shard.stats.retries.with_label_values(&[cause]).inc();
+        }
+        warm::worker(shard, &watch, ticket, wanted.prefix, &mut seat, record).await;
+        if let Err(error) = give_up_for(shard, wanted, watch.verdict()) {
+            // Nothing was asked of the engine.
+            seat.worker.life.breaker.on_unknown();
+            return Err(error);
         }
         let (seat, sent) = attempt(shard, &watch, wanted, ticket, seat, &mut tried, record).await;
         match sent {

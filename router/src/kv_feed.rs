@@ -1,5 +1,6 @@
 //! Follows what agents tell of the KV blocks their engines hold, and keeps the index of events by it. And
-//! tells them what this router gave their engines, to hear what other routers did.
+//! tells them what this router gave their engines, to hear what other routers did; and hands them what
+//! requests wish for their workers ([`crate::warm`]).
 //!
 //! A connection for each agent that a worker names ([`dataplane::wire::Worker::kv_feed`]), all on the
 //! house thread; requests only read the index. An agent that is away is dialled again for ever, and
@@ -10,8 +11,9 @@ pub mod line;
 pub mod others;
 pub mod state;
 pub mod tell;
+pub mod warmable;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use dataplane::route::share::LOAD_INTERVAL_MS;
 
 use crate::cluster::WorkerView;
 use crate::shard::Shard;
+use crate::socket::read_more;
 use tell::Teller;
 
 /// Between two looks at what this router gave the workers of agents it follows.
@@ -40,22 +43,52 @@ struct Followed {
     workers: Vec<Arc<WorkerView>>,
 }
 
+/// Those that are followed, by address.
+type Lines = BTreeMap<String, Followed>;
+
 /// Follows every agent that the picture in force names, for ever.
 pub async fn run(shard: Rc<Shard>) {
-    let mut lines: BTreeMap<String, Followed> = BTreeMap::new();
+    let lines = Rc::new(RefCell::new(Lines::new()));
+    monoio::spawn(hand_over(Rc::clone(&shard), Rc::clone(&lines)));
     let mut is_over = false;
     loop {
         let wanted = wanted(&shard, &mut is_over);
-        reconcile(&shard, &mut lines, wanted);
-        if lines.is_empty() {
+        reconcile(&shard, &mut lines.borrow_mut(), wanted);
+        if lines.borrow().is_empty() {
             monoio::time::sleep(LOAD_LOOK * LOOK_EVERY).await;
             continue;
         }
         for _ in 0..LOOK_EVERY {
             monoio::time::sleep(LOAD_LOOK).await;
             let now_ms = shard.now_ms();
-            for line in lines.values() {
+            for line in lines.borrow().values() {
                 line.teller.look(&line.workers, now_ms);
+            }
+        }
+    }
+}
+
+/// Hands wishes of requests to the agents they are for, for ever. One that is not there has nothing to
+/// give.
+async fn hand_over(shard: Rc<Shard>, lines: Rc<RefCell<Lines>>) {
+    let warming = &shard.cluster.warming;
+    let bell = warming.hire().and_then(monoio::net::UnixStream::from_std);
+    let mut bell = match bell {
+        Ok(bell) => bell,
+        Err(error) => return tracing::warn!(%error, "no worker is warmed before its prompt"),
+    };
+    let mut rings = Vec::new();
+    loop {
+        rings.clear();
+        match read_more(&mut bell, &mut rings, 64).await {
+            Ok(read) if read > 0 => {}
+            _ => return,
+        }
+        for (agent, wish) in warming.take() {
+            let ticket = wish.ticket;
+            let is_told = lines.borrow().get(&agent).is_some_and(|line| line.teller.warm(wish));
+            if !is_told {
+                warming.answer(&agent, ticket, 0);
             }
         }
     }
@@ -82,7 +115,7 @@ fn wanted(shard: &Shard, is_over: &mut bool) -> BTreeMap<String, Vec<Arc<WorkerV
 
 fn reconcile(
     shard: &Rc<Shard>,
-    lines: &mut BTreeMap<String, Followed>,
+    lines: &mut Lines,
     mut wanted: BTreeMap<String, Vec<Arc<WorkerView>>>,
 ) {
     lines.retain(|address, line| match wanted.remove(address) {

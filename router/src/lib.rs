@@ -5,7 +5,7 @@
 //!
 //! * deciding, pure: [`http`], [`parse`], [`openai`], [`usage`], [`tokenizer`] (but for its cache and threads),
 //!   and `dataplane::route`, which the simulator shares;
-//! * doing, awaits I/O: [`read`], [`tokenize`], [`forward`], [`relay`], [`probe`], [`follow`], [`kv_feed`];
+//! * doing, awaits I/O: [`read`], [`tokenize`], [`warm`], [`forward`], [`relay`], [`probe`], [`follow`], [`kv_feed`];
 //! * owning: [`shard`] (one core), [`cluster`] and [`index`] (shared by the cores).
 //!
 //! It never imports `kvstore`, and knows control only by the frames of `dataplane::wire`.
@@ -74,4 +74,5 @@ pub mod tokenizer;
 pub mod trace;
 pub mod upstream;
 pub mod usage;
+pub mod warm;
 pub mod watch;

@@ -1,6 +1,6 @@
 //! The life of one request, in order. Each phase is one function in the file of its name:
 //!
-//! `read → parse → authenticate → admit → tokenize → pick → forward → relay`
+//! `read → parse → authenticate → admit → tokenize → pick → warm → forward → relay`
 //!
 //! It runs on one core from the first byte to the last. Everything up to the relay may still become
 //! an OpenAI error with the right status; from the first byte of the relay on the status is the

@@ -141,6 +141,12 @@ pub struct Stats {
     pub kv_blocks_removed: IntCounter,
     /// Predictions beside what engines had.
     pub kv_predictions: IntCounterVec,
+    /// Prompts whose worker was to be given KV state first, by what became of it.
+    pub warms: IntCounterVec,
+    /// Tokens that workers were given beyond what they held.
+    pub warm_tokens: IntCounter,
+    /// Time requests waited for that.
+    pub warm_wait: Histogram,
     snapshot_version: IntGauge,
     uptime: Gauge,
     started: Instant,
@@ -400,6 +406,20 @@ impl Stats {
                 "kv_predictions_total",
                 "Answers of engines with events by what they had cached beside the prediction: equal to a block, fewer, more.",
                 &["cached"],
+            )?,
+            warms: declare.counters(
+                "warms_total",
+                "Prompts whose worker was to be given KV state first, by what became of it.",
+                &["result"],
+            )?,
+            warm_tokens: declare.counter(
+                "warm_tokens_total",
+                "Prompt tokens that workers were given beyond what they held.",
+            )?,
+            warm_wait: declare.histogram(
+                "warm_wait_seconds",
+                "Time requests waited for KV state to be given to their worker.",
+                &WAIT_SECONDS,
             )?,
             snapshot_version: declare.gauge(
                 "snapshot_version",

@@ -36,3 +36,5 @@ mod smuggling;
 mod start;
 #[path = "contract/tls.rs"]
 mod tls;
+#[path = "contract/warm.rs"]
+mod warm;

@@ -16,6 +16,7 @@ use crate::engine::{EventSource, Place};
 use crate::kv_events::follow_engines::Source;
 use crate::log::{LogFile, capture};
 use crate::process::{self, Invocation};
+use crate::slots::keeper::SlotSource;
 use crate::supervise::{Action, Event, ReplicaId, Run};
 use crate::{engine, orphans, preflight};
 
@@ -69,7 +70,11 @@ impl Agent {
             Ok(socket_dir) => socket_dir,
             Err(error) => return Event::SpawnFailed(error.to_string()),
         };
-        let place = Place { port, socket_dir: &socket_dir };
+        let slot_dir = match self.slot_dir(&socket_dir, port) {
+            Ok(slot_dir) => slot_dir,
+            Err(error) => return Event::SpawnFailed(format!("the folder for slots: {error}")),
+        };
+        let place = Place { port, socket_dir: &socket_dir, slot_dir: slot_dir.as_deref() };
         let mut rendering = match engine::render(spec, cleared.model.as_ref(), &place) {
             Ok(rendering) => rendering,
             Err(error) => return Event::Refused(error.to_string()),
@@ -84,12 +89,14 @@ impl Agent {
         };
         let log_path = self.log_path(id);
         let events = rendering.events;
+        let model_file = cleared.model.map(|model| model.path);
+        let slots = self.slots(port, rendering.slot_layout, slot_dir, model_file);
         match self.spawn(&invocation, &log_path) {
             Ok(watched) => {
                 let (epoch, pid) = (watched.epoch, watched.process.pid());
                 tracing::info!(worker = self.worker(id), pid, port, epoch, "started");
                 self.processes.insert(id.clone(), watched);
-                let kv_block_tokens = self.follow(id, epoch, spec, events, &rendering.args);
+                let kv_block_tokens = self.follow(id, epoch, spec, events, slots, &rendering.args);
                 Event::Spawned(Run {
                     epoch,
                     pid,
@@ -105,14 +112,15 @@ impl Agent {
         }
     }
 
-    /// Has the engine's KV events followed, if it has any, and routers speak of it, for as long as this
-    /// process lives. Gives where the size of its blocks will be.
+    /// Has the engine's KV events followed and its slots kept, if it has any, and routers speak of it, for as
+    /// long as this process lives. Gives where the size of its blocks will be.
     fn follow(
         &self,
         id: &ReplicaId,
         epoch: u64,
         spec: &EngineSpec,
         events: Option<EventSource>,
+        slots: Option<SlotSource>,
         args: &[String],
     ) -> Option<Arc<AtomicU32>> {
         let has_events = events.is_some();
@@ -122,6 +130,7 @@ impl Agent {
             model: spec.model.clone(),
             ranks: engine::data_parallel_ranks(args),
             events,
+            slots,
             block_tokens: Arc::clone(&block_tokens),
         };
         self.following.begin(&self.worker(id), source);
@@ -185,6 +194,39 @@ impl Agent {
         let folder = self.state.path().join("run");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(folder)
+    }
+
+    /// Where the engine of that port writes states of its slots, empty; none where they are not kept. In RAM
+    /// only where `state_dir` is; a file lives for some ms, so hardly one reaches a disk.
+    fn slot_dir(&self, socket_dir: &Path, port: u16) -> io::Result<Option<PathBuf>> {
+        if self.slots.is_none() {
+            return Ok(None);
+        }
+        let folder = std::path::absolute(socket_dir.join("slots").join(port.to_string()))?;
+        // What an earlier engine or agent left is of nobody's use.
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => DirBuilder::new().recursive(true).mode(0o700).create(&folder)?,
+        }
+        Ok(Some(folder))
+    }
+
+    /// How the slots of an engine are kept, of one whose can be.
+    fn slots(
+        &self,
+        port: u16,
+        layout: Option<String>,
+        folder: Option<PathBuf>,
+        model_file: Option<PathBuf>,
+    ) -> Option<SlotSource> {
+        let settings = Arc::clone(self.slots.as_ref()?);
+        Some(SlotSource {
+            settings,
+            port,
+            folder: folder?,
+            model_file: model_file?,
+            layout: layout?,
+        })
     }
 
     /// One file for each worker; `+` is in no deployment's name.

@@ -8,8 +8,9 @@ use control::api::EngineSpec;
 use dataplane::wire::{Capability, EngineKind};
 
 use super::{
-    Expected, KvCapacity, Model, Rendering, SpecError, environment, refuse_owned, value_of,
+    Expected, KvCapacity, Model, Place, Rendering, SpecError, environment, refuse_owned, value_of,
 };
+use crate::slots::layout;
 
 /// Flags the agent sets; in `extra_args` they are refused.
 const OWNED: [&str; 11] = [
@@ -33,7 +34,7 @@ const ENV_PREFIX: &str = "LLAMA_ARG_";
 pub(super) fn render(
     spec: &EngineSpec,
     model: Option<&Model>,
-    port: u16,
+    place: &Place<'_>,
 ) -> Result<Rendering, SpecError> {
     refuse_owned(&spec.extra_args, &OWNED)?;
     let Some(model) = model else {
@@ -51,7 +52,7 @@ pub(super) fn render(
         "--host".into(),
         "127.0.0.1".into(),
         "--port".into(),
-        port.to_string(),
+        place.port.to_string(),
         "-np".into(),
         spec.slots.to_string(),
     ];
@@ -64,6 +65,12 @@ pub(super) fn render(
         args.extend(["--threads".into(), spec.threads.to_string()]);
     }
     args.extend(spec.extra_args.iter().cloned());
+    // A recipe with a folder of its own keeps it, and its slots are not kept by us.
+    let slots = place.slot_dir.zip(layout::of_arguments(spec.slots, &spec.extra_args));
+    if let Some((folder, _)) = &slots {
+        args.extend(["--slot-save-path".into(), folder.display().to_string()]);
+    }
+    let slot_layout = slots.map(|(_, layout)| layout);
     let expected = Expected {
         kind: EngineKind::LlamaCpp,
         capabilities: capabilities(&spec.extra_args),
@@ -73,7 +80,7 @@ pub(super) fn render(
     };
     let env = environment(spec, &[])?;
     let env_prefix_removed = Some(ENV_PREFIX);
-    Ok(Rendering { args, env, env_prefix_removed, expected, events: None })
+    Ok(Rendering { args, env, env_prefix_removed, expected, events: None, slot_layout })
 }
 
 fn capabilities(extra_args: &[String]) -> Vec<Capability> {

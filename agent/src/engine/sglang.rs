@@ -75,7 +75,14 @@ pub(super) fn render(
     };
     let env = environment(spec, &own_variables(spec))?;
     let env_prefix_removed = Some(ENV_PREFIX);
-    Ok(Rendering { args, env, env_prefix_removed, expected, events: Some(events) })
+    Ok(Rendering {
+        args,
+        env,
+        env_prefix_removed,
+        expected,
+        events: Some(events),
+        slot_layout: None,
+    })
 }
 
 /// Liveness is asked every second: `/health` must not run a token through the model for it.

@@ -64,7 +64,7 @@ pub(super) fn render(spec: &EngineSpec, place: &Place<'_>) -> Result<Rendering, 
         topic: events.topic,
         dialect: events::Dialect::Vllm,
     });
-    Ok(Rendering { args, env, env_prefix_removed: None, expected, events })
+    Ok(Rendering { args, env, env_prefix_removed: None, expected, events, slot_layout: None })
 }
 
 fn event_flags(source: &EventSource, has_topic: bool) -> Vec<String> {

@@ -3,7 +3,7 @@
 use super::*;
 
 fn place(port: u16) -> Place<'static> {
-    Place { port, socket_dir: Path::new("/var/lib/cognitora/agent/run") }
+    Place { port, socket_dir: Path::new("/var/lib/cognitora/agent/run"), slot_dir: None }
 }
 
 fn llama(extra_args: &[&str]) -> EngineSpec {
@@ -37,6 +37,25 @@ fn llama_cpp_gets_the_context_of_all_slots_together() {
     let spec = EngineSpec { threads: 3, context_length_tokens: 0, ..llama(&[]) };
     let args = render(&spec, Some(&model()), &place(1)).unwrap().args.join(" ");
     assert!(args.ends_with("-np 4 --metrics --slots --threads 3"), "{args}");
+}
+
+#[test]
+fn llama_cpp_gets_a_folder_for_its_slots_where_they_can_be_kept() {
+    let folder = Path::new("/run/slots/1");
+    let of = |extra: &[&str]| {
+        let place = Place { slot_dir: Some(folder), ..place(1) };
+        let rendering = render(&llama(extra), Some(&model()), &place).unwrap();
+        (rendering.args.join(" "), rendering.slot_layout)
+    };
+    let (args, layout) = of(&[]);
+    assert!(args.ends_with("--slots --slot-save-path /run/slots/1"), "{args}");
+    assert_eq!(layout.as_deref(), Some("-np 4"));
+    for unfit in [&["--lora", "a.gguf"][..], &["--slot-save-path", "/own"], &["--embeddings"]] {
+        let (args, layout) = of(unfit);
+        assert!(!args.contains("/run/slots"), "{args}");
+        assert_eq!(layout, None);
+    }
+    assert_eq!(render(&llama(&[]), Some(&model()), &place(1)).unwrap().slot_layout, None);
 }
 
 #[test]
@@ -193,7 +212,7 @@ fn sglang_gets_pages_of_more_than_a_token() {
 #[test]
 fn a_socket_whose_path_is_too_long_or_relative_is_refused_before_the_engine_is_started() {
     let at = |socket_dir: &str| {
-        let place = Place { port: 18100, socket_dir: Path::new(socket_dir) };
+        let place = Place { port: 18100, socket_dir: Path::new(socket_dir), slot_dir: None };
         render(&vllm(&[]), Some(&folder()), &place).map(|rendering| rendering.args)
     };
     // "/18100.kvr" is ten bytes.

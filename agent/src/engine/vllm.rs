@@ -71,7 +71,14 @@ pub(super) fn render(
     };
     let env = environment(spec, &own_variables(spec))?;
     let env_prefix_removed = Some(ENV_PREFIX);
-    Ok(Rendering { args, env, env_prefix_removed, expected, events: Some(events) })
+    Ok(Rendering {
+        args,
+        env,
+        env_prefix_removed,
+        expected,
+        events: Some(events),
+        slot_layout: None,
+    })
 }
 
 /// The seed makes block hashes the same in every process, also before 0.29.

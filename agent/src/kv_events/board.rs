@@ -3,20 +3,23 @@
 //! What a writer says goes to each seat that follows the worker. A seat has a bounded queue: a router
 //! that does not keep up loses what waits for it and gets snapshots instead, and nobody else is
 //! delayed. What routers gave workers ([`super::loads`]) is not queued: a seat has only the names of the
-//! workers to speak of. Everything here is quick and under one lock; who reads sockets does not hold it.
+//! workers to speak of. A wish to warm a worker is handed to the keeper of its slots, or answered at once
+//! where there is none. Everything here is quick and under one lock; who reads sockets does not hold it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use dataplane::feed::{Known, Load, ToRouter, VERSION, encode};
-use tokio::sync::Notify;
+use dataplane::feed::{Known, Load, ToRouter, VERSION, Warm, encode};
+use tokio::sync::{Notify, mpsc};
 
 use super::event::Batch;
 use super::loads::Loads;
 use super::metrics::KvMetrics;
 use super::translate::Reason;
 use super::writer::{Snapshot, Writer, dropped_by_reason};
+use crate::slots::keeper::Asked;
+use crate::slots::metrics::SlotMetrics;
 
 /// Most routers at once. A cluster has a few.
 pub const ROUTERS_MAX: usize = 64;
@@ -30,16 +33,26 @@ pub const WANTED_MAX: usize = 4096;
 pub struct Board {
     inner: Arc<Mutex<Inner>>,
     metrics: KvMetrics,
+    slot_metrics: SlotMetrics,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     writers: BTreeMap<String, Writer>,
     loads: Loads,
+    warmers: BTreeMap<String, Warmer>,
     seats: BTreeMap<u64, Seat>,
     seats_given: u64,
     /// Not counted in the metrics yet.
     overflows: u64,
+}
+
+/// Who can give a worker KV state.
+#[derive(Debug)]
+struct Warmer {
+    epoch: u64,
+    block_tokens: u32,
+    wishes: mpsc::Sender<Asked>,
 }
 
 /// A frame, encoded once for all.
@@ -77,8 +90,13 @@ pub struct SeatHold {
 
 impl Board {
     /// No worker, no router.
-    pub fn new(metrics: KvMetrics) -> Self {
-        Board { inner: Arc::default(), metrics }
+    pub fn new(metrics: KvMetrics, slot_metrics: SlotMetrics) -> Self {
+        Board { inner: Arc::default(), metrics, slot_metrics }
+    }
+
+    /// What keepers of slots count with.
+    pub fn slot_metrics(&self) -> &SlotMetrics {
+        &self.slot_metrics
     }
 
     /// What it counts with.
@@ -98,6 +116,35 @@ impl Board {
     /// It has ended.
     pub fn unserve(&self, worker: &str, epoch: u64) {
         self.lock().loads.close(worker, epoch);
+    }
+
+    /// A worker's process `epoch` can be given KV state: routers hear of it, and their wishes go there.
+    pub fn open_warm(
+        &self,
+        worker: &str,
+        epoch: u64,
+        block_tokens: u32,
+        wishes: mpsc::Sender<Asked>,
+    ) {
+        let mut inner = self.lock();
+        inner.warmers.insert(worker.to_owned(), Warmer { epoch, block_tokens, wishes });
+        inner.announce(&ToRouter::Warmable { worker: worker.to_owned(), block_tokens });
+    }
+
+    /// It cannot any more.
+    pub fn close_warm(&self, worker: &str, epoch: u64) {
+        let mut inner = self.lock();
+        if inner.warmers.get(worker).is_some_and(|warmer| warmer.epoch == epoch) {
+            inner.warmers.remove(worker);
+        }
+    }
+
+    /// What became of a wish, told to the router that had it if it is still there.
+    pub fn warmed(&self, seat: u64, worker: &str, ticket: u64, tokens: u32) {
+        let frame = ToRouter::Warmed { worker: worker.to_owned(), ticket, tokens };
+        let mut inner = self.lock();
+        let pushed = inner.seats.get_mut(&seat).map(|seat| seat.push(encoded(&frame)));
+        inner.overflows += u64::from(pushed == Some(false));
     }
 
     /// A new life of a worker with KV events begins; its last one ends.
@@ -181,6 +228,10 @@ impl Board {
         for state in &states {
             inner.announce(state);
         }
+        let warmables: Vec<_> = inner.warmables().collect();
+        for warmable in &warmables {
+            inner.announce(warmable);
+        }
         self.show_seats(&mut inner);
     }
 
@@ -194,8 +245,8 @@ impl Board {
         inner.seats_given += 1;
         let seat = inner.seats.entry(id).or_default();
         let woken = Arc::clone(&seat.woken);
-        let states: Vec<_> =
-            inner.writers.values().map(|writer| encoded(&writer.state())).collect();
+        let told = inner.writers.values().map(Writer::state).chain(inner.warmables());
+        let states: Vec<_> = told.map(|state| encoded(&state)).collect();
         let workers = inner.loads.workers().cloned().collect();
         if let Some(seat) = inner.seats.get_mut(&id) {
             seat.others_due = workers;
@@ -223,6 +274,14 @@ impl Board {
 }
 
 impl Inner {
+    /// Of each worker that can be given KV state, that it can.
+    fn warmables(&self) -> impl Iterator<Item = ToRouter> {
+        self.warmers.iter().map(|(worker, warmer)| ToRouter::Warmable {
+            worker: worker.clone(),
+            block_tokens: warmer.block_tokens,
+        })
+    }
+
     fn announce(&mut self, frame: &ToRouter) {
         let frame = encoded(frame);
         let pushed = self.seats.values_mut().map(|seat| seat.push(Arc::clone(&frame)));
@@ -287,6 +346,17 @@ impl SeatHold {
         // A seat that was taken away counts no more.
         if inner.seats.contains_key(&self.id) && inner.loads.tell(self.id, worker, load, now) {
             inner.others_are_due(worker, Some(self.id));
+        }
+    }
+
+    /// The router wishes that a worker be given KV state. Answered in any case, at once where nobody can.
+    pub fn warm(&self, wish: Warm, now: Instant) {
+        let wishes =
+            self.board.lock().warmers.get(&wish.worker).map(|warmer| warmer.wishes.clone());
+        let asked = Asked::new(wish, &self.board, self.id, now);
+        if let Some(wishes) = wishes {
+            // One that does not go through answers itself when it is dropped: not under the lock.
+            drop(wishes.try_send(asked));
         }
     }
 

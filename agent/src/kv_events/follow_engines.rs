@@ -1,5 +1,5 @@
 //! Keeps one subscription for each engine process that has KV events, as the agent's owner lists them,
-//! has routers speak of all that are listed, and keeps the feed's heart beating. It owns the thread all of this runs on.
+//! has routers speak of all that are listed, keeps the slots of those whose state can be, and keeps the feed's heart beating. It owns the thread all of this runs on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use super::tensorrt;
 use super::writer::Writer;
 use crate::engine::EventSource;
 use crate::engine::events::Dialect;
+use crate::slots::keeper::{self, SlotSource, Subject};
 
 /// A silent feed says where it stands this often, so that a router notices what it missed.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub struct Source {
     pub events: Option<EventSource>,
     /// Data-parallel ranks, each with endpoints of its own.
     pub ranks: u32,
+    /// How its slots are kept; none where they are not.
+    pub slots: Option<SlotSource>,
     /// Set to the tokens in a block once the engine says it.
     pub block_tokens: Arc<AtomicU32>,
 }
@@ -115,6 +118,7 @@ fn reconcile(sources: &Sources, followed: &mut HashMap<String, (u64, JoinSet<()>
         let stays = sources.get(worker).is_some_and(|source| source.epoch == *epoch);
         if !stays {
             board.close(worker, *epoch);
+            board.close_warm(worker, *epoch);
             board.unserve(worker, *epoch);
         }
         stays
@@ -129,6 +133,11 @@ fn reconcile(sources: &Sources, followed: &mut HashMap<String, (u64, JoinSet<()>
 
 fn subscribed(worker: &str, source: &Source, board: &Board) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
+    if let Some(slots) = &source.slots {
+        let (worker, model) = (worker.to_owned(), source.model.clone());
+        let subject = Subject { worker, epoch: source.epoch, model };
+        tasks.spawn(keeper::keep(subject, slots.clone(), board.clone()));
+    }
     let Some(events) = &source.events else { return tasks };
     let are_copies_counted = events.dialect == Dialect::Vllm;
     let writer = Writer::new(worker, source.epoch, &source.model, are_copies_counted, source.ranks);

@@ -241,6 +241,7 @@ async fn listen(
                     return Err(RouterError::Greedy);
                 }
             }
+            Some(ToAgent::Warm(wish)) => seat.warm(wish, Instant::now()),
             Some(ToAgent::Hello { .. }) => return Err(RouterError::Hello),
             None => {
                 if std::mem::take(&mut has_told) {

@@ -78,20 +78,40 @@ pub struct Size {
 impl Parts {
     /// A node that knows the engine, nothing up yet.
     pub fn house(&self) -> House {
-        let house = House::start(&format!("llama_cpp = {:?}", self.server));
+        self.furnish(House::start(&self.engines()))
+    }
+
+    /// The same with a KV daemon for what the engines compute.
+    pub fn keeping_house(&self) -> House {
+        self.furnish(House::start_keeping(&self.engines()))
+    }
+
+    fn engines(&self) -> String {
+        format!("llama_cpp = {:?}", self.server)
+    }
+
+    fn furnish(&self, house: House) -> House {
         std::os::unix::fs::symlink(&self.models, house.dir.path().join("models")).unwrap();
         house
     }
 }
 
+/// Tokens of context in each slot, where nothing else is asked for.
+const CONTEXT_TOKENS: u32 = 1_024;
+
 /// Brings up fresh engines of that size; their caches are empty.
 pub fn up(house: &House, size: Size) -> Vec<Engine> {
+    up_with(house, size, CONTEXT_TOKENS)
+}
+
+/// The same with so many tokens of context in each slot.
+pub fn up_with(house: &House, size: Size, context_tokens: u32) -> Vec<Engine> {
     let Size { replicas, slots, cache_ram_mib } = size;
     let text = format!(
         "description = \"the real engine under test\"\n\
          [model]\nname = \"{MODEL}\"\nfile = \"{FILE}\"\n\
          [engine]\nkind = \"llama_cpp\"\nreplicas = {replicas}\nslots = {slots}\n\
-         context_length_tokens = 1024\nthreads = 1\ndrain_timeout_s = 60\n\
+         context_length_tokens = {context_tokens}\nthreads = 1\ndrain_timeout_s = 60\n\
          extra_args = [\"--cache-ram\", \"{cache_ram_mib}\"]\n"
     );
     house.recipe(RECIPE, &text);

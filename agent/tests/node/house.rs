@@ -1,5 +1,5 @@
-//! A whole node in a folder and on ports of its own: `cgn-control`, `cgn-agent`, `cgn-router`, and
-//! `cgnctl` pointed at them.
+//! A whole node in a folder and on ports of its own: `cgn-control`, `cgn-agent`, `cgn-router`, where it is
+//! asked for `cgn-kvcached`, and `cgnctl` pointed at them.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -22,12 +22,15 @@ const BLOCK_PORTS: u16 = 16;
 const ENGINE_PORT: u16 = 4;
 const CLAIM_PORT: u16 = BLOCK_PORTS - 1;
 const SECOND_ROUTER_PORT: u16 = CLAIM_PORT - 2;
+/// The KV daemon's metrics, and its RESP door before it: no house has a second router too.
+const KVCACHED_PORT: u16 = SECOND_ROUTER_PORT + 1;
 
 /// Everything a node needs, and the processes that run. They end in the order of the fields.
 pub struct House {
     pub router: Option<Process>,
     pub agent: Option<Process>,
     pub control: Option<Process>,
+    pub kvcached: Option<Process>,
     pub dir: TempDir,
     port: u16,
     /// Held so that no other test, of this process or another, takes the block.
@@ -62,12 +65,20 @@ impl Ran {
 }
 
 impl House {
-    /// Writes the configurations; `engines` are further lines of the agent's section of that name,
-    /// `router` further sections of the router's.
-    fn build(engines: &str, router: &str) -> House {
+    /// Writes the configurations; `engines` are further lines of the agent's section of that name, `agent` of
+    /// its own, `router` further sections of the router's.
+    fn build(engines: &str, agent: &str, router: &str) -> House {
         let dir = tempfile::tempdir().unwrap();
         let (port, claim) = claim_block();
-        let house = House { router: None, agent: None, control: None, dir, port, _claim: claim };
+        let house = House {
+            router: None,
+            agent: None,
+            control: None,
+            kvcached: None,
+            dir,
+            port,
+            _claim: claim,
+        };
         let path = |name: &str| house.dir.path().join(name);
         std::fs::create_dir(path("recipes")).unwrap();
         let control = house.address(0);
@@ -81,7 +92,7 @@ impl House {
             "[agent]\nnode_id = \"n\"\ncontrol = \"http://{control}\"\nmetrics_listen = \"{}\"\n\
              events_listen = \"unix:{}\"\nstate_dir = {:?}\nlog_dir = {:?}\nmodel_dir = {:?}\n\
              engine_port_min = {}\nengine_port_max = {}\nbackoff_initial_ms = 200\n\
-             stop_grace_s = 2\nshutdown_timeout_s = 1\n[engines]\n{engines}\n",
+             stop_grace_s = 2\nshutdown_timeout_s = 1\n{agent}\n[engines]\n{engines}\n",
             house.address(3),
             path("kv.sock").display(),
             path("state"),
@@ -108,7 +119,33 @@ impl House {
 
     /// The same with further sections of the router's file.
     pub fn start_with(engines: &str, router: &str) -> House {
-        let mut house = House::build(engines, router);
+        House::build(engines, "", router).started()
+    }
+
+    /// The same with a KV daemon, in which the agent keeps what engines computed.
+    pub fn start_keeping(engines: &str) -> House {
+        let mut house = House::build(engines, "kv_socket = \"KVCACHED\"", "");
+        let folder = house.dir.path().to_owned();
+        let socket = folder.join("kvcached.sock");
+        let agent = folder.join("cgn-agent.toml");
+        let text = std::fs::read_to_string(&agent).unwrap();
+        std::fs::write(agent, text.replace("KVCACHED", socket.to_str().unwrap())).unwrap();
+        let metrics = house.address(KVCACHED_PORT);
+        let text = format!(
+            "[kv]\nram_gib = 1.0\nuds = {socket:?}\nmetrics_listen = \"{metrics}\"\n\
+             resp_listen = \"{}\"\nhuge_pages = \"never\"\n[kv.limits]\nblock_mib_max = 64\n",
+            house.address(KVCACHED_PORT - 1),
+        );
+        std::fs::write(folder.join("cgn-kvcached.toml"), text).unwrap();
+        let mut kvcached = house.process("cgn-kvcached");
+        eventually("the KV daemon listens", || kvcached.is_alive() && socket.exists());
+        house.kvcached = Some(kvcached);
+        house.started()
+    }
+
+    /// Starts what a node has in any case.
+    fn started(self) -> House {
+        let mut house = self;
         house.start_control();
         let (mut agent, mut router) = (house.process("cgn-agent"), house.process("cgn-router"));
         let is_attached = |nodes: Value| nodes["nodes"][0]["attached"] == true;

@@ -3,8 +3,8 @@
 
 use super::encode::{kind, op};
 use super::{
-    DIGESTS_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load,
-    NAME_BYTES_MAX, OPS_MAX, Op, ToAgent, ToRouter,
+    DIGESTS_MAX, Digest, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load,
+    NAME_BYTES_MAX, OPS_MAX, Op, ToAgent, ToRouter, WARM_DIGESTS_MAX, Warm,
 };
 
 /// Bytes of a varint of 64 bits.
@@ -109,6 +109,13 @@ impl Take for ToAgent {
             kind::HELLO => ToAgent::Hello { version: fields.number()?, process: fields.text()? },
             kind::WANT => ToAgent::Want { worker: fields.text()? },
             kind::LOAD => ToAgent::Load { worker: fields.text()?, load: fields.load()? },
+            kind::WARM => ToAgent::Warm(Warm {
+                worker: fields.text()?,
+                ticket: fields.number()?,
+                deadline_ms: fields.number_32("deadline_ms")?,
+                blocks_min: fields.number_32("blocks_min")?,
+                digests: fields.digests()?,
+            }),
             other => return Err(FeedError::Kind(other)),
         };
         fields.end(message)
@@ -146,6 +153,15 @@ impl Take for ToRouter {
                 worker: fields.text()?,
                 load: fields.load()?,
                 routers: fields.number_32("routers")?,
+            },
+            kind::WARMABLE => ToRouter::Warmable {
+                worker: fields.text()?,
+                block_tokens: fields.number_32("block_tokens")?,
+            },
+            kind::WARMED => ToRouter::Warmed {
+                worker: fields.text()?,
+                ticket: fields.number()?,
+                tokens: fields.number_32("tokens")?,
             },
             other => return Err(FeedError::Kind(other)),
         };
@@ -234,6 +250,13 @@ impl Fields<'_> {
             queued_us: self.number()?,
         };
         if load == load.bounded() { Ok(load) } else { Err(FeedError::Value("a load")) }
+    }
+
+    /// Whole digests, as a prompt's blocks are asked for.
+    fn digests(&mut self) -> Result<Vec<Digest>, FeedError> {
+        let length = self.length("the digests of a prompt", WARM_DIGESTS_MAX)?;
+        let (chunks, _) = self.bytes(length * 32)?.as_chunks::<32>();
+        Ok(chunks.iter().map(|chunk| Digest(*chunk)).collect())
     }
 
     fn ops(&mut self) -> Result<Vec<Op>, FeedError> {
@@ -326,6 +349,10 @@ mod tests {
             head().prop_map(|(worker, epoch, _)| ToRouter::Gone { worker, epoch }),
             (".{0,20}", load(), any::<u32>())
                 .prop_map(|(worker, load, routers)| ToRouter::Others { worker, load, routers }),
+            (".{0,20}", any::<u32>())
+                .prop_map(|(worker, block_tokens)| ToRouter::Warmable { worker, block_tokens }),
+            (".{0,20}", any::<u64>(), any::<u32>())
+                .prop_map(|(worker, ticket, tokens)| ToRouter::Warmed { worker, ticket, tokens }),
         ]
     }
 
@@ -382,12 +409,33 @@ mod tests {
                 worker: "n/d/0".into(),
                 load: Load { inflight: 3, waiting: 2, queued_us: 1_500 },
             },
+            ToAgent::Warm(warm(0)),
+            ToAgent::Warm(warm(WARM_DIGESTS_MAX)),
         ] {
             let mut decoder = Decoder::default();
             decoder.push(&encode(&message));
             assert_eq!(decoder.poll_message::<ToAgent>(), Ok(Some(message)));
             assert_eq!(decoder.poll_message::<ToAgent>(), Ok(None));
         }
+    }
+
+    fn warm(blocks: usize) -> Warm {
+        let digests = (0..blocks).map(|at| Digest([at as u8; 32])).collect();
+        Warm { worker: "n/d/0".into(), ticket: 300, deadline_ms: 500, blocks_min: 16, digests }
+    }
+
+    #[test]
+    fn a_wish_to_warm_has_these_bytes_and_a_limit() {
+        let said = encode(&ToAgent::Warm(warm(2)));
+        let head = b"CGF1\x4d\0\0\0\x08\x05n/d/0\xac\x02\xf4\x03\x10\x02";
+        assert_eq!(said, [&head[..], &[0; 32], &[1; 32]].concat());
+        let told = encode(&ToRouter::Warmed { worker: "n/d/0".into(), ticket: 300, tokens: 48 });
+        assert_eq!(told, b"CGF1\x0a\0\0\0\x0a\x05n/d/0\xac\x02\x30");
+        let told = encode(&ToRouter::Warmable { worker: "n/d/0".into(), block_tokens: 16 });
+        assert_eq!(told, b"CGF1\x08\0\0\0\x09\x05n/d/0\x10");
+        let over = encode(&ToAgent::Warm(warm(WARM_DIGESTS_MAX + 1)));
+        let heard = decode::<ToAgent>(&over[FRAME_HEAD_BYTES..]);
+        assert_eq!(heard, Err(FeedError::Limit("the digests of a prompt")));
     }
 
     #[test]

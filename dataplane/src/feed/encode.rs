@@ -2,7 +2,7 @@
 //! here: callers keep to the limits, and the round trip is a property.
 
 use super::{
-    FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load, NAME_BYTES_MAX, Op, ToAgent, ToRouter,
+    FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load, NAME_BYTES_MAX, Op, ToAgent, ToRouter, Warm,
 };
 
 /// First byte of each payload.
@@ -15,6 +15,9 @@ pub(super) mod kind {
     pub const GONE: u8 = 5;
     pub const LOAD: u8 = 6;
     pub const OTHERS: u8 = 7;
+    pub const WARM: u8 = 8;
+    pub const WARMABLE: u8 = 9;
+    pub const WARMED: u8 = 10;
 }
 
 /// First byte of each operation. The three of Set are the levels.
@@ -50,6 +53,13 @@ pub trait Put {
 }
 
 impl Put for ToAgent {
+    fn size_hint(&self) -> usize {
+        match self {
+            ToAgent::Warm(warm) => warm.digests.len() * 32 + 128,
+            _ => 64,
+        }
+    }
+
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {
             ToAgent::Hello { version, process } => {
@@ -66,6 +76,7 @@ impl Put for ToAgent {
                 put_text(bytes, worker);
                 put_load(bytes, *load);
             }
+            ToAgent::Warm(warm) => put_warm(bytes, warm),
         }
     }
 }
@@ -126,6 +137,17 @@ impl Put for ToRouter {
                 put_load(bytes, *load);
                 put_number(bytes, u64::from(*routers));
             }
+            ToRouter::Warmable { worker, block_tokens } => {
+                bytes.push(kind::WARMABLE);
+                put_text(bytes, worker);
+                put_number(bytes, u64::from(*block_tokens));
+            }
+            ToRouter::Warmed { worker, ticket, tokens } => {
+                bytes.push(kind::WARMED);
+                put_text(bytes, worker);
+                put_number(bytes, *ticket);
+                put_number(bytes, u64::from(*tokens));
+            }
         }
     }
 }
@@ -151,6 +173,18 @@ fn put_load(bytes: &mut Vec<u8>, load: Load) {
     put_number(bytes, u64::from(load.inflight));
     put_number(bytes, u64::from(load.waiting));
     put_number(bytes, load.queued_us);
+}
+
+fn put_warm(bytes: &mut Vec<u8>, warm: &Warm) {
+    bytes.push(kind::WARM);
+    put_text(bytes, &warm.worker);
+    put_number(bytes, warm.ticket);
+    put_number(bytes, u64::from(warm.deadline_ms));
+    put_number(bytes, u64::from(warm.blocks_min));
+    put_number(bytes, warm.digests.len() as u64);
+    for digest in &warm.digests {
+        bytes.extend_from_slice(&digest.0);
+    }
 }
 
 fn put_ops(bytes: &mut Vec<u8>, ops: &[Op]) {

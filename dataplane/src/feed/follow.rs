@@ -93,7 +93,10 @@ impl Follower {
     /// Takes a frame about this worker.
     pub fn take(&mut self, frame: ToRouter) -> Step {
         match frame {
-            ToRouter::Hello { .. } | ToRouter::Others { .. } => Step::Nothing,
+            ToRouter::Hello { .. }
+            | ToRouter::Others { .. }
+            | ToRouter::Warmable { .. }
+            | ToRouter::Warmed { .. } => Step::Nothing,
             ToRouter::State { epoch, seq, known, block_tokens, .. } => match self.meet(epoch) {
                 Meeting::Older => Step::Nothing,
                 Meeting::Same => {

@@ -119,6 +119,7 @@ impl Line {
     pub async fn follow(&mut self, is_wanted: &Cell<bool>) -> LineError {
         let ended = self.connect(is_wanted).await;
         self.teller.close();
+        self.shard.cluster.warming.close(&self.address);
         self.shard.stats.kv_feed_disconnects.inc();
         for followed in self.followed.values_mut() {
             followed.follower.disconnected();
@@ -205,6 +206,10 @@ impl Line {
             ToRouter::Hello { version, .. } => return Err(LineError::Version(*version)),
             // Hello comes first; without it this is something else.
             _ if !self.was_heard && self.followed.is_empty() => return Err(LineError::Version(0)),
+            ToRouter::Warmed { ticket, tokens, .. } => {
+                self.shard.cluster.warming.answer(&self.address, *ticket, *tokens);
+                return Ok(None);
+            }
             other => other.worker().unwrap_or_default().to_owned(),
         };
         let shard = Rc::clone(&self.shard);
@@ -214,6 +219,10 @@ impl Line {
         };
         if let ToRouter::Others { load, routers, .. } = frame {
             followed.life.others.hear(load, routers, shard.cluster.now_ms());
+            return Ok(None);
+        }
+        if let ToRouter::Warmable { block_tokens, .. } = frame {
+            followed.life.warmable.hear(block_tokens, shard.cluster.now_ms());
             return Ok(None);
         }
         let index =

@@ -1,5 +1,5 @@
-//! What this router says on one connection to one agent: which workers it wants to hear of, and what it
-//! gave them.
+//! What this router says on one connection to one agent: which workers it wants to hear of, what it
+//! gave them, and what requests wish for them.
 //!
 //! The house thread looks at the counters now and then and puts down what is new; the connection's writer
 //! takes it. Nothing is put down while something waits to be written, so only the newest counts and
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
 
-use dataplane::feed::{Load, ToAgent, encode};
+use dataplane::feed::{Load, ToAgent, Warm, encode};
 use dataplane::route::share::LOAD_REPEAT_MS;
 
 use crate::cluster::{WorkerLife, WorkerView};
@@ -65,6 +65,18 @@ impl Teller {
             return false;
         }
         bytes.extend(encode(&ToAgent::Want { worker }));
+        drop(bytes);
+        self.wake();
+        true
+    }
+
+    /// Says a request's wish. False: nobody listens, or far too much waits to be written.
+    pub fn warm(&self, wish: Warm) -> bool {
+        let mut bytes = self.bytes.borrow_mut();
+        if !self.is_open.get() || bytes.len() > WAITING_BYTES_MAX {
+            return false;
+        }
+        bytes.extend(encode(&ToAgent::Warm(wish)));
         drop(bytes);
         self.wake();
         true
@@ -204,6 +216,21 @@ mod tests {
         teller.open();
         teller.look(&workers[1..], 6 + LOAD_REPEAT_MS);
         assert_eq!(said(&teller), [b], "a new connection is told all");
+    }
+
+    #[test]
+    fn a_wish_of_a_request_is_said_while_somebody_listens() {
+        let teller = Teller::default();
+        let digests = vec![dataplane::digest::Digest([7; 32]); 2];
+        let wish = Warm { worker: "a".into(), ticket: 1, deadline_ms: 2, blocks_min: 3, digests };
+        assert!(!teller.warm(wish.clone()));
+        teller.open();
+        assert!(teller.warm(wish.clone()));
+        let mut decoder = Decoder::default();
+        decoder.push(&teller.bytes.borrow());
+        assert_eq!(decoder.poll_message(), Ok(Some(ToAgent::Warm(wish.clone()))));
+        let said = (0..WAITING_BYTES_MAX).take_while(|_| teller.warm(wish.clone())).count();
+        assert!(said > 1_000 && said < WAITING_BYTES_MAX);
     }
 
     #[test]

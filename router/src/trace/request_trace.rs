@@ -43,6 +43,8 @@ pub enum Step {
     Queue,
     /// Cutting the prompt into blocks, an engine's help included.
     Tokenize,
+    /// The worker being given what it lacks of the prompt.
+    Warm,
     /// Going on with a broken stream on another worker.
     Resume,
 }
@@ -162,6 +164,7 @@ impl RequestTrace {
         let name = match step {
             Step::Queue => "queue",
             Step::Tokenize => "tokenize",
+            Step::Warm => "warm",
             Step::Resume => "resume",
         };
         recording.resumed |= step == Step::Resume;

@@ -9,7 +9,9 @@ use super::super::event::{Attention, EngineHash, Event, Extra, Medium, Stored};
 use super::*;
 
 fn board() -> Board {
-    Board::new(KvMetrics::new(&Registry::new()).unwrap())
+    let registry = Registry::new();
+    let slots = SlotMetrics::new(&registry).unwrap();
+    Board::new(KvMetrics::new(&registry).unwrap(), slots)
 }
 
 fn open(board: &Board, epoch: u64) {
@@ -158,6 +160,60 @@ fn seats_and_wishes_are_bounded() {
     assert!(!seats[0].want("one more") && seats[0].want("0"));
     drop(seats);
     assert!(board.sit().is_some());
+}
+
+/// All frames that wait for a seat.
+fn frames(seat: &SeatHold) -> Vec<ToRouter> {
+    let frames = std::iter::from_fn(|| seat.next(false));
+    frames
+        .map(|next| {
+            let Next::Frame(frame) = next else { panic!("{next:?}") };
+            let mut decoder = Decoder::default();
+            decoder.push(&frame);
+            decoder.poll_message().unwrap().unwrap()
+        })
+        .collect()
+}
+
+fn wish(worker: &str, ticket: u64) -> Warm {
+    Warm { worker: worker.into(), ticket, deadline_ms: 9, blocks_min: 1, digests: Vec::new() }
+}
+
+fn warmed(worker: &str, ticket: u64) -> ToRouter {
+    ToRouter::Warmed { worker: worker.into(), ticket, tokens: 0 }
+}
+
+#[test]
+fn a_wish_is_answered_whoever_it_is_for_and_whatever_becomes_of_it() {
+    let (board, now) = (board(), Instant::now());
+    let (one, two) = (board.sit().unwrap(), board.sit().unwrap());
+    one.warm(wish("w", 1), now);
+    assert_eq!(frames(&one), [warmed("w", 1)], "nobody can");
+    let (wishes_in, mut wishes) = mpsc::channel(1);
+    board.open_warm("w", 3, 16, wishes_in);
+    let warmable = ToRouter::Warmable { worker: "w".into(), block_tokens: 16 };
+    assert_eq!(frames(&one), std::slice::from_ref(&warmable));
+    let late = frames(&board.sit().unwrap());
+    assert_eq!(late, std::slice::from_ref(&warmable), "one that comes is told");
+    frames(&two);
+    one.warm(wish("w", 2), now);
+    assert!(frames(&one).is_empty(), "it waits for its keeper");
+    two.warm(wish("w", 7), now);
+    assert_eq!(frames(&two), [warmed("w", 7)], "too many wait");
+    drop(wishes.try_recv().unwrap());
+    assert_eq!(frames(&one), [warmed("w", 2)]);
+    assert!(frames(&two).is_empty(), "it was not its own");
+    one.warm(wish("w", 3), now);
+    drop(wishes);
+    assert_eq!(frames(&one), [warmed("w", 3)], "its keeper has ended");
+    two.warm(wish("w", 8), now);
+    assert_eq!(frames(&two), [warmed("w", 8)]);
+    board.close_warm("w", 2);
+    board.heartbeat(now);
+    assert!(frames(&one).contains(&warmable), "another process ended");
+    board.close_warm("w", 3);
+    board.heartbeat(now);
+    assert!(!frames(&one).contains(&warmable));
 }
 
 /// The frames of what others gave.
