@@ -14,7 +14,7 @@ use crate::step::{self, Source};
 
 /// The binaries a node is made of.
 pub const BINARIES: &[&str] =
-    &["cgn-router", "cgn-control", "cgn-agent", "cgnctl", "cgn-sim-engine"];
+    &["cgn-router", "cgn-control", "cgn-agent", "cgn-kvcached", "cgnctl", "cgn-sim-engine"];
 /// The crate that compiles RocksDB's C++.
 const ROCKSDB: &str = "librocksdb-sys";
 

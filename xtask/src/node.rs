@@ -27,10 +27,14 @@ pub use question::Question;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks at a process that is to start or to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The one process a node can do without: where the kernel lets it have no io_uring, the node goes on, and
+/// nothing is kept for its engines.
+const KVCACHED: &str = "cgn-kvcached";
 /// The order to stop in, and how long each may take to finish what it has.
 const STOP_ORDER: &[(&str, Duration)] = &[
     ("cgn-router", Duration::from_secs(10)),
     ("cgn-agent", Duration::from_secs(25)),
+    (KVCACHED, Duration::from_secs(10)),
     ("cgn-control", Duration::from_secs(10)),
 ];
 
@@ -140,8 +144,8 @@ fn note(cache: &Cache) -> PathBuf {
 /// Whether `up` once came to its end and each process it started is still there.
 fn is_up(cache: &Cache) -> bool {
     let marked = process::marked(&cache.run);
-    note(cache).is_file()
-        && STOP_ORDER.iter().all(|(name, _)| marked.iter().any(|one| one.name == *name))
+    let is_there = |name: &str| name == KVCACHED || marked.iter().any(|one| one.name == name);
+    note(cache).is_file() && STOP_ORDER.iter().all(|(name, _)| is_there(name))
 }
 
 fn start(
@@ -157,15 +161,25 @@ fn start(
     cache::make(&cache.run.join("logs"))?;
     config::write(cache, ports, engine)?;
     ports.check_free(options.port_offset)?;
-    let mut progress = Progress::start("start control, agent and router");
-    for (name, port) in
-        [("cgn-control", ports.control), ("cgn-agent", ports.agent), ("cgn-router", ports.http)]
-    {
+    let mut progress = Progress::start("start control, KV daemon, agent and router");
+    let mut without = None;
+    for (name, port) in [
+        ("cgn-control", ports.control),
+        (KVCACHED, ports.kvcached),
+        ("cgn-agent", ports.agent),
+        ("cgn-router", ports.http),
+    ] {
         progress.say(name);
         let child = process::start(cache, name)?;
-        wait_for(cache, name, child, port)?;
+        match wait_for(cache, name, child, port) {
+            Err(failure) if name == KVCACHED => without = Some(failure),
+            waited => waited?,
+        }
     }
     progress.done("");
+    if let Some(failure) = without {
+        eprintln!("! the node goes on without its KV daemon: {failure}");
+    }
     deploy(cache, options, ports)?;
     let answer = Question::of(recipe, ports).ask(true)?;
     let note = note(cache);
@@ -246,6 +260,7 @@ fn stop(cache: &Cache) -> Result<usize, Failure> {
     }
     cache::remove(&note(cache))?;
     cache::remove(&config::socket(cache))?;
+    cache::remove(&config::kv_socket(cache))?;
     Ok(before)
 }
 
@@ -259,7 +274,7 @@ fn print_lines(cache: &Cache, recipe: &Recipe, ports: Ports) {
     println!(
         "\nAsk it:\n\n  {}\n\nStreamed:\n\n  {}\n\n\
          OpenAI base URL  http://127.0.0.1:{}/v1\n\
-         metrics          router http://127.0.0.1:{}/metrics   agent http://127.0.0.1:{}/metrics\n\
+         metrics          router http://127.0.0.1:{}/metrics   agent http://127.0.0.1:{}/metrics   KV daemon http://127.0.0.1:{}/metrics\n\
          control port     {} --control http://127.0.0.1:{} model ls\n\
          logs             {}\n\
          stop             {folder}cargo xtask down\n",
@@ -268,6 +283,7 @@ fn print_lines(cache: &Cache, recipe: &Recipe, ports: Ports) {
         ports.http,
         ports.admin,
         ports.agent,
+        ports.kvcached,
         cache.binary("cgnctl").display(),
         ports.control,
         cache.run.join("logs").display(),

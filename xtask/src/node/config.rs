@@ -1,4 +1,4 @@
-//! The three configuration files of a node, as `up` writes them.
+//! The four configuration files of a node, as `up` writes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,29 @@ use crate::failure::Failure;
 /// Seconds the router may take to finish requests when the node goes down.
 const DRAIN_S_MAX: u32 = 5;
 
+/// RAM of the KV daemon: enough for the states of a few conversations with the small model, and little beside
+/// a desktop's.
+const KV_RAM_GIB: f32 = 0.5;
+/// Its largest block: it must fit into that several times.
+const KV_BLOCK_MIB_MAX: u32 = 64;
+
+/// The KV daemon's native door.
+pub fn kv_socket(cache: &Cache) -> PathBuf {
+    cache.run.join("kvcached.sock")
+}
+
 /// Control's Unix socket.
 pub fn socket(cache: &Cache) -> PathBuf {
     cache.run.join("control.sock")
 }
 
-/// Writes `control.toml`, `agent.toml` and `router.toml` into the run folder. `engine` is the key in
+/// Writes `control.toml`, `agent.toml`, `kvcached.toml` and `router.toml` into the run folder. `engine` is the key in
 /// `[engines]` and the program of a real one.
 pub fn write(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> Result<(), Failure> {
     let files = [
         ("control.toml", control(cache, ports)),
         ("agent.toml", agent(cache, ports, engine)),
+        ("kvcached.toml", kvcached(cache, ports)),
         ("router.toml", router(cache, ports)),
     ];
     for (name, text) in files {
@@ -43,12 +55,13 @@ fn agent(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> Strin
     let engine = engine.map(|(key, program)| format!("{key} = {}\n", quoted(program)));
     format!(
         "[agent]\ncontrol = \"http://127.0.0.1:{}\"\nmetrics_listen = \"127.0.0.1:{}\"\n\
-         events_listen = {}\nstate_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
+         events_listen = {}\nkv_socket = {}\nstate_dir = {}\nlog_dir = {}\nmodel_dir = {}\n\
          engine_port_min = {}\nengine_port_max = {}\n\n\
          [engines]\n{}sim = {}\n",
         ports.control,
         ports.agent,
         quoted(Path::new(&format!("unix:{}", cache.run.join("kv.sock").display()))),
+        quoted(&kv_socket(cache)),
         quoted(&cache.run.join("agent-state")),
         quoted(&cache.run.join("logs/engines")),
         quoted(&cache.root.join("models")),
@@ -56,6 +69,17 @@ fn agent(cache: &Cache, ports: Ports, engine: Option<&(&str, PathBuf)>) -> Strin
         ports.engine_max,
         engine.unwrap_or_default(),
         quoted(&cache.binary("cgn-sim-engine")),
+    )
+}
+
+fn kvcached(cache: &Cache, ports: Ports) -> String {
+    format!(
+        "[kv]\nram_gib = {KV_RAM_GIB:?}\nhuge_pages = \"never\"\nuds = {}\n\
+         metrics_listen = \"127.0.0.1:{}\"\nresp_listen = \"127.0.0.1:{}\"\n\n\
+         [kv.limits]\nblock_mib_max = {KV_BLOCK_MIB_MAX}\n",
+        quoted(&kv_socket(cache)),
+        ports.kvcached,
+        ports.resp,
     )
 }
 
@@ -94,6 +118,11 @@ mod tests {
         let text = agent(&cache, ports, Some(&("llama_cpp", "/e/llama-server".into())));
         assert!(text.contains("llama_cpp = \"/e/llama-server\"\n"), "{text}");
         assert!(text.contains("engine_port_min = 19100\n"), "{text}");
+        assert!(text.contains(r#"kv_socket = "/run \"x\"/kvcached.sock""#), "{text}");
+        let daemon = kvcached(&cache, ports);
+        assert!(daemon.contains(r#"uds = "/run \"x\"/kvcached.sock""#), "{daemon}");
+        assert!(daemon.contains("ram_gib = 0.5\n"), "{daemon}");
+        assert!(daemon.contains("metrics_listen = \"127.0.0.1:10092\""), "{daemon}");
         assert!(text.contains("sim = \"/cache/target/release/cgn-sim-engine\""), "{text}");
     }
 }

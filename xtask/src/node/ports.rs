@@ -20,6 +20,10 @@ pub struct Ports {
     pub control: u16,
     /// The agent's metrics and health.
     pub agent: u16,
+    /// The KV daemon's metrics and health.
+    pub kvcached: u16,
+    /// The KV daemon's RESP door.
+    pub resp: u16,
     /// First port of the engines.
     pub engine_min: u16,
     /// Last port of the engines.
@@ -34,6 +38,8 @@ impl Ports {
             admin: 9091 + offset,
             control: 9090 + offset,
             agent: 9093 + offset,
+            kvcached: 9092 + offset,
+            resp: 7080 + offset,
             engine_min: 18100 + offset,
             engine_max: 18199 + offset,
         }
@@ -42,7 +48,8 @@ impl Ports {
     /// Refuses when somebody listens on one of them. Engine ports are left to the agent, which
     /// takes the next free one.
     pub fn check_free(self, offset: u16) -> Result<(), Failure> {
-        for port in [self.http, self.admin, self.control, self.agent] {
+        let ports = [self.http, self.admin, self.control, self.agent, self.kvcached, self.resp];
+        for port in ports {
             if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
                 continue;
             }
