@@ -22,6 +22,7 @@ use kvstore::block::Block;
 use kvstore::disk::cipher::DiskKey;
 use kvstore::disk::device::{Buffer, Device, Pages};
 use kvstore::disk::file::DiskFile;
+use kvstore::disk::index::IndexThread;
 use kvstore::disk::place::Place;
 use kvstore::disk::record::PAGE_BYTES;
 use kvstore::disk::ring::{Ring, RingDevice};
@@ -120,6 +121,8 @@ struct Round {
 }
 
 struct Bench<D> {
+    /// Joined at the end: the next round opens the same index.
+    index: IndexThread,
     disk: Rc<Disk<D>>,
     memory: Rc<RefCell<Memory>>,
     namespace: std::sync::Arc<Namespace>,
@@ -134,11 +137,12 @@ impl<D: Device> Bench<D> {
         let started = start(&devices, index_dir, SEGMENT_BYTES, key.as_ref(), || [1; 32]);
         let started = started.await.unwrap();
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 0, write_bytes_per_s: None };
+        let index = started.index;
         let disk = Disk::new(started.tier, devices, limits, |_| {});
         let memory = Arena::map(1, 256 << 20, 80 << 20, ArenaPages::Plain).unwrap().remove(0);
         let namespaces = Namespaces::new(BTreeMap::new(), Rules::default(), 4);
         let namespace = namespaces.open("bench").unwrap();
-        Bench { disk: Rc::new(disk), memory: Rc::new(RefCell::new(memory)), namespace }
+        Bench { index, disk: Rc::new(disk), memory: Rc::new(RefCell::new(memory)), namespace }
     }
 
     fn slot(&self) -> kvstore::arena::Slot {
@@ -226,11 +230,14 @@ impl<D: Device> Bench<D> {
     async fn round(self, is_read: bool) -> Round {
         let bench = Rc::new(self);
         let (write_mb_s, places) = bench.write().await;
-        if !is_read {
-            return Round { write_mb_s, read_mb_s: f64::NAN, p50_us: f64::NAN };
+        let (mut read_mb_s, mut p50_us) = (f64::NAN, f64::NAN);
+        if is_read {
+            (read_mb_s, _) = bench.read(&places, 32).await;
+            (_, p50_us) = bench.read(&places, 1).await;
         }
-        let (read_mb_s, _) = bench.read(&places, 32).await;
-        let (_, p50_us) = bench.read(&places, 1).await;
+        let Bench { index, disk, .. } = Rc::into_inner(bench).unwrap();
+        drop(disk);
+        index.join();
         Round { write_mb_s, read_mb_s, p50_us }
     }
 }
@@ -340,7 +347,8 @@ fn main() {
     println!("{:>10} {:>12} {:>12} {:>12}", "", "write MB/s", "read MB/s", "p50 us");
     // The first round makes the files, which later ones write over: that is how the tier lives.
     for round in 0..=ROUNDS {
-        let all: Vec<Round> = ways.iter().map(|(_, way)| way(&folder, is_read)).collect();
+        let all: Vec<Round> =
+            ways.iter().map(|(_, way)| way(&folder, is_read && round > 0)).collect();
         if round == 0 {
             continue;
         }

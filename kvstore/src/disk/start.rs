@@ -85,33 +85,7 @@ pub async fn start<D: Device>(
 ) -> Result<Started, StartError> {
     let mut layouts = Vec::new();
     for (number, device) in devices.iter().enumerate() {
-        let failed = |source| StartError::Device { device: number, source };
-        if device.bytes() < FIRST_SEGMENT_BYTES {
-            return Err(StartError::TooSmall(0));
-        }
-        let first = match recognise(device).await.map_err(failed)? {
-            FirstPage::Ours(first) => {
-                check_key(&first, key, number)?;
-                Some(first).filter(|first| first.segment_bytes == segment_bytes)
-            }
-            FirstPage::Foreign => return Err(StartError::Foreign(number)),
-            FirstPage::Blank | FirstPage::Damaged => None,
-        };
-        let first = match first {
-            Some(first) => first,
-            None => {
-                tracing::info!(
-                    disk = number,
-                    "blank, damaged or of another segment size: begun anew"
-                );
-                let secret = secret();
-                let check = key.map(|key| key.check(&secret));
-                let first = FirstFields { segment_bytes, secret, check };
-                format(device, &first).await.map_err(failed)?;
-                first
-            }
-        };
-        layouts.push(Layout { segment_bytes, seals: Seals::new(first.secret, key) });
+        layouts.push(layout_of(device, number, segment_bytes, key, &mut secret).await?);
     }
     let segments: Vec<u32> = devices
         .iter()
@@ -133,6 +107,38 @@ pub async fn start<D: Device>(
     let (sender, index) = index.start()?;
     let tier = Arc::new(Tier::new(layouts, ledger, sender));
     Ok(Started { tier, index, found, report })
+}
+
+/// How a device is laid out. One that is blank or of no use any more is formatted.
+async fn layout_of<D: Device>(
+    device: &D,
+    number: usize,
+    segment_bytes: u64,
+    key: Option<&DiskKey>,
+    secret: &mut impl FnMut() -> Secret,
+) -> Result<Layout, StartError> {
+    let failed = |source| StartError::Device { device: number, source };
+    if device.bytes() < FIRST_SEGMENT_BYTES {
+        return Err(StartError::TooSmall(0));
+    }
+    let page = recognise(device).await.map_err(failed)?;
+    if page == FirstPage::Foreign {
+        return Err(StartError::Foreign(number));
+    }
+    if let FirstPage::Ours(first) = page {
+        check_key(&first, key, number)?;
+        if first.segment_bytes == segment_bytes {
+            return Ok(Layout { segment_bytes, seals: Seals::new(first.secret, key) });
+        }
+    }
+    if page != FirstPage::Blank {
+        tracing::warn!(disk = number, "damaged, or of another segment size: emptied");
+    }
+    let secret = secret();
+    let check = key.map(|key| key.check(&secret));
+    let first = FirstFields { segment_bytes, secret, check };
+    format(device, &first).await.map_err(failed)?;
+    Ok(Layout { segment_bytes, seals: Seals::new(secret, key) })
 }
 
 /// Whether the device is encrypted with this key, or in clear without one: before anything is made of it.

@@ -1,5 +1,6 @@
 //! The NVMe tier against devices at their worst: what is acknowledged is there, nothing is ever wrong.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::duplicate_mod, reason = "the same tests run in two modes")]
 
 mod daemon;
 mod daemon_faults;
