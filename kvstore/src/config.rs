@@ -144,6 +144,13 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Bytes a second that may be written to disk, but for durable blocks.
+    pub fn ssd_write_bytes_per_s(&self) -> Option<u64> {
+        self.ssd_write_mib_s_max.map(|mib| mib << 20)
+    }
+}
+
 /// Largest `kv.limits.block_mib_max`: what redis allows for a value.
 pub const BLOCK_MIB_MAX: u64 = 512;
 /// Most shards: more threads than that only hand blocks to each other.
@@ -186,7 +193,20 @@ impl Config {
         file.kv.checked(path)
     }
 
-    fn checked(self, path: &Path) -> Result<Config, ConfigError> {
+    /// As [`Config::load`], from the text of a file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let file: File = config::parse(path, text)?;
+        file.kv.checked(path)
+    }
+
+    /// Whether its parts go together.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn checked(self, path: &Path) -> Result<Config, ConfigError> {
         let fault = |key: &str, message: String| {
             Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message })
         };
@@ -283,11 +303,6 @@ impl Config {
         self.ssd_segment_mib << 20
     }
 
-    /// Bytes a second that may be written to disk, but for durable blocks.
-    pub fn ssd_write_bytes_per_s(&self) -> Option<u64> {
-        self.limits.ssd_write_mib_s_max.map(|mib| mib << 20)
-    }
-
     /// RAM of one shard, in bytes, whole huge pages.
     pub fn shard_bytes(&self) -> u64 {
         let bytes = self.ram_gib * GIB / self.cores as f64;
@@ -315,9 +330,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {
-        let path = Path::new("kv.toml");
-        let file: File = config::parse(path, text).map_err(|error| error.to_string())?;
-        file.kv.checked(path).map_err(|error| error.to_string())
+        Config::parse(Path::new("kv.toml"), text).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod native;
 mod numa;
 pub mod peer;
 pub mod pem;
+pub mod reload;
 pub mod request;
 pub mod resp;
 pub mod server;

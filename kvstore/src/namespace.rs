@@ -3,7 +3,7 @@
 //! The table is shared by all threads and looked at when a client comes in, not when a block does.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Deserialize;
@@ -42,13 +42,47 @@ pub struct Namespace {
     pub id: NamespaceId,
     /// Its name.
     pub name: String,
-    /// What it may.
-    pub rules: Rules,
+    /// What it may; [`Namespaces::set_rules`] changes it.
+    rules: LiveRules,
     /// Bytes of RAM its blocks fill. Shards add and subtract; only the quota reads it.
     used_bytes: AtomicU64,
 }
 
+/// [`Rules`] that shards read while they may change.
+#[derive(Debug)]
+struct LiveRules {
+    /// `u64::MAX`: no quota.
+    quota_bytes: AtomicU64,
+    write: AtomicU8,
+}
+
+const WRITE_POLICIES: [WritePolicy; 3] =
+    [WritePolicy::Back, WritePolicy::Through, WritePolicy::RamOnly];
+
+impl LiveRules {
+    fn new(rules: Rules) -> LiveRules {
+        let live = LiveRules { quota_bytes: AtomicU64::new(0), write: AtomicU8::new(0) };
+        live.set(rules);
+        live
+    }
+
+    fn set(&self, rules: Rules) {
+        self.quota_bytes.store(rules.quota_bytes.unwrap_or(u64::MAX), Relaxed);
+        self.write.store(rules.write as u8, Relaxed);
+    }
+}
+
 impl Namespace {
+    /// What it may, now.
+    pub fn rules(&self) -> Rules {
+        let quota = self.rules.quota_bytes.load(Relaxed);
+        let write = usize::from(self.rules.write.load(Relaxed));
+        Rules {
+            quota_bytes: (quota != u64::MAX).then_some(quota),
+            write: WRITE_POLICIES.get(write).copied().unwrap_or_default(),
+        }
+    }
+
     /// Bytes of RAM its blocks fill.
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Relaxed)
@@ -56,7 +90,7 @@ impl Namespace {
 
     /// Takes `bytes` from the quota. False if they are not there.
     pub fn charge(&self, bytes: u64) -> bool {
-        let quota = self.rules.quota_bytes.unwrap_or(u64::MAX);
+        let quota = self.rules.quota_bytes.load(Relaxed);
         self.used_bytes
             .fetch_update(Relaxed, Relaxed, |used| {
                 used.checked_add(bytes).filter(|&sum| sum <= quota)
@@ -84,9 +118,9 @@ pub enum NamespaceError {
 /// All namespaces of the daemon.
 #[derive(Debug)]
 pub struct Namespaces {
-    rules: BTreeMap<String, Rules>,
-    standard: Rules,
-    namespaces_max: usize,
+    /// Those named, and those of all others.
+    rules: RwLock<(BTreeMap<String, Rules>, Rules)>,
+    namespaces_max: AtomicUsize,
     known: RwLock<BTreeMap<NamespaceId, Arc<Namespace>>>,
 }
 
@@ -97,7 +131,27 @@ impl Namespaces {
         standard: Rules,
         namespaces_max: usize,
     ) -> Namespaces {
-        Namespaces { rules, standard, namespaces_max, known: RwLock::default() }
+        Namespaces {
+            rules: RwLock::new((rules, standard)),
+            namespaces_max: AtomicUsize::new(namespaces_max),
+            known: RwLock::default(),
+        }
+    }
+
+    /// Other rules from here on. A namespace that is over its new quota comes down to it as blocks are stored
+    /// in it; where there are more than `namespaces_max` already, they stay.
+    pub fn set_rules(
+        &self,
+        rules: BTreeMap<String, Rules>,
+        standard: Rules,
+        namespaces_max: usize,
+    ) {
+        let known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        for namespace in known.values() {
+            namespace.rules.set(rules.get(&namespace.name).copied().unwrap_or(standard));
+        }
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = (rules, standard);
+        self.namespaces_max.store(namespaces_max, Relaxed);
     }
 
     /// Finds the namespace called `name`, or makes it.
@@ -116,10 +170,13 @@ impl Namespaces {
         if let Some(found) = known.get(&id) {
             return Ok(found.clone());
         }
-        if known.len() >= self.namespaces_max {
+        if known.len() >= self.namespaces_max.load(Relaxed) {
             return Err(NamespaceError::TooMany(known.len()));
         }
-        let rules = self.rules.get(name).copied().unwrap_or(self.standard);
+        let rules = {
+            let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+            LiveRules::new(rules.0.get(name).copied().unwrap_or(rules.1))
+        };
         let made =
             Arc::new(Namespace { id, name: name.to_owned(), rules, used_bytes: AtomicU64::new(0) });
         known.insert(id, made.clone());
@@ -128,7 +185,7 @@ impl Namespaces {
 
     /// What a client without a namespace has: one of its own that is in no table and holds nothing.
     pub fn nameless() -> Arc<Namespace> {
-        let (id, rules) = (NamespaceId::of(""), Rules::default());
+        let (id, rules) = (NamespaceId::of(""), LiveRules::new(Rules::default()));
         Arc::new(Namespace { id, name: String::new(), rules, used_bytes: AtomicU64::new(0) })
     }
 
@@ -170,5 +227,16 @@ mod tests {
         namespace.discharge(6);
         assert!(namespace.charge(6));
         assert_eq!(namespace.used_bytes(), 10);
+        let less = Rules { quota_bytes: Some(8), write: WritePolicy::RamOnly };
+        table.set_rules(BTreeMap::new(), less, 1);
+        assert_eq!(namespace.rules(), less);
+        namespace.discharge(3);
+        assert!(!namespace.charge(2) && namespace.charge(1));
+        assert_eq!(table.open("b").unwrap_err(), NamespaceError::TooMany(1));
+        table.set_rules(BTreeMap::from([("b".to_owned(), rules)]), Rules::default(), 2);
+        assert_eq!(
+            (table.open("b").unwrap().rules(), namespace.rules()),
+            (rules, Rules::default())
+        );
     }
 }

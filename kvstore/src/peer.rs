@@ -47,6 +47,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
+use dataplane::identity::Identity;
 
 use crate::key::Key;
 use crate::mesh::{Inbox, reply};
@@ -87,6 +88,8 @@ pub struct Peers {
 pub struct PeersThread {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Who this node is to the others.
+    pub identity: Identity,
     peers: Peers,
     thread: JoinHandle<()>,
 }
@@ -104,6 +107,7 @@ impl Peers {
         blocks: impl FnOnce() -> B + Send + 'static,
     ) -> Result<(Peers, PeersThread), PeersError> {
         let credentials = Credentials::load(files)?;
+        let identity = credentials.identity.clone();
         let shared = Arc::new(Shared {
             commands: Inbox::new(COMMANDS_MAX),
             changes: ArrayQueue::new(CHANGES_MAX),
@@ -119,7 +123,7 @@ impl Peers {
         let ended = || PeersError::Thread(std::io::Error::other("it ended"));
         let address = start.recv().map_err(|_| ended())??;
         let peers = Peers { shared };
-        Ok((peers.clone(), PeersThread { address, peers, thread }))
+        Ok((peers.clone(), PeersThread { address, identity, peers, thread }))
     }
 
     /// Fetches blocks that no tier here has. Those that are `Kept` are in the store when this returns.
@@ -163,15 +167,23 @@ impl Peers {
 }
 
 impl PeersThread {
+    /// Goes on with another configuration and other certificates of the same node.
+    pub fn reload(&self, config: PeersConfig, credentials: Credentials) {
+        self.tell(Command::Reload(Box::new((config, credentials))));
+    }
+
     /// Tells the peers, closes the connections and ends the thread.
     pub fn stop(self) {
-        let mut stop = Command::Stop;
-        while let Err(back) = self.peers.shared.commands.send(stop) {
+        self.tell(Command::Stop);
+        let _ = self.thread.join();
+    }
+
+    fn tell(&self, mut command: Command) {
+        while let Err(back) = self.peers.shared.commands.send(command) {
             // The thread empties its inbox; this thread has nothing else to do.
-            stop = back;
+            command = back;
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let _ = self.thread.join();
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::arena::Slot;
 use crate::block::Lease;
+use crate::config::Limits;
 use crate::disk::Event;
 use crate::executor::spawn;
 use crate::key::{Key, NamespaceId};
@@ -132,6 +133,11 @@ pub enum Request {
         /// That it is done.
         reply: Reply<()>,
     },
+    /// Other limits from here on.
+    Limits {
+        /// All of them.
+        limits: Limits,
+    },
     /// Take no more blocks.
     Drain {
         /// That it is so.
@@ -181,6 +187,7 @@ pub fn serve(shard: &Rc<Shard>, request: Request) {
             shard.measure();
             reply.send(());
         }
+        Request::Limits { limits } => shard.set_limits(limits),
         Request::Drain { reply } => {
             shard.drain();
             reply.send(());

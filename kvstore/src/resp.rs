@@ -15,6 +15,7 @@ pub mod parse;
 pub mod pattern;
 mod promise;
 pub mod reply;
+mod terms;
 mod tls;
 pub mod user;
 mod watch;
@@ -97,11 +98,12 @@ fn open(
     dog: &Rc<Watchdog>,
 ) -> std::io::Result<Connection> {
     let door = admission.door.clone();
-    let session = door.tls.clone().map(Tls::new).transpose().map_err(std::io::Error::other)?;
+    let terms = door.terms();
+    let session = terms.tls.clone().map(Tls::new).transpose().map_err(std::io::Error::other)?;
     stream.set_nodelay(true)?;
     let peer = stream.peer_addr()?;
-    let pace = door.config.pace();
+    let pace = terms.config.pace();
     let wire = Wire::new(stream.into(), session.map(Box::new), pace, dog.watch());
-    let client = Client::new(door, store, admission.number, peer);
+    let client = Client::new(door, terms, store, admission.number, peer);
     Ok(Connection::new(wire, client, Instant::now()))
 }

@@ -4,9 +4,10 @@
 //! has one of glommio's for its disk.
 
 mod disk;
+mod reload;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,8 @@ pub struct Server {
     disk_threads: Vec<DiskThread>,
     disk_index: Option<IndexThread>,
     peers: Option<PeersThread>,
+    /// The configuration as it holds now.
+    config: Mutex<Config>,
 }
 
 /// What every shard's thread begins with.
@@ -176,6 +179,7 @@ impl Server {
                 stops: stops.clone(),
             })?);
         }
+        let config = Mutex::new(config.as_ref().clone());
         Ok(Server {
             metrics,
             native,
@@ -187,19 +191,13 @@ impl Server {
             disk_threads,
             disk_index,
             peers,
+            config,
         })
     }
 
     /// Where other daemons come in, if there are to be any.
     pub fn quic(&self) -> Option<SocketAddr> {
         self.peers.as_ref().map(|peers| peers.address)
-    }
-
-    /// Reads again what can change while the daemon runs: the RESP door's users.
-    pub fn reload(&self) {
-        if let Some(Err(error)) = self.resp_door.as_ref().map(|door| door.reload()) {
-            tracing::error!(%error, "the users stay as they are");
-        }
     }
 
     /// Takes no more blocks, lets what is being written be written, and ends the threads.
@@ -314,7 +312,7 @@ fn pin(cpu: usize) -> std::io::Result<()> {
 
 /// The life of a shard's thread. False if its disk was still at work at the end.
 async fn live(birth: Birth) -> bool {
-    let Birth { number, house, memory, config, metrics, native, resp, disk, stops } = birth;
+    let Birth { number, house, memory, metrics, native, resp, disk, stops, config: _ } = birth;
     let (disk, restored) = disk.unzip();
     let shard = Shard::new(number, house, memory, disk);
     for block in restored.into_iter().flatten() {
@@ -336,7 +334,7 @@ async fn live(birth: Birth) -> bool {
     }
     stops[number].receive().await;
     shard.drain();
-    let deadline = Instant::now() + Duration::from_secs(config.limits.stop_s_max);
+    let deadline = Instant::now() + Duration::from_secs(shard.limits().stop_s_max);
     let kept = shard.keep_warm(deadline).await;
     tracing::info!(number, kept, "blocks in RAM were written to disk");
     shard.close_disk(deadline.max(Instant::now() + CLOSE_TIME_MIN)).await

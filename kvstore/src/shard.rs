@@ -56,7 +56,7 @@ pub struct House {
     pub stats: Arc<Stats>,
     /// Other daemons, once their thread runs; never, if there are to be none.
     pub peers: Arc<OnceLock<Peers>>,
-    /// Every limit of the configuration.
+    /// Every limit of the configuration at the start; a shard has them as they are now.
     pub limits: Limits,
 }
 
@@ -83,6 +83,8 @@ const CLOSE_LOOK: Duration = Duration::from_millis(5);
 pub struct Shard {
     number: usize,
     house: House,
+    /// Those of the configuration as it was last read.
+    limits: Cell<Limits>,
     state: RefCell<State>,
     /// Rings when memory came back or a block stopped being on its way.
     room: Signal,
@@ -109,6 +111,7 @@ impl Shard {
         let state = State { index: Index::default(), memory, eviction };
         Rc::new(Shard {
             number,
+            limits: Cell::new(house.limits),
             house,
             state: RefCell::new(state),
             room: Signal::default(),
@@ -152,6 +155,20 @@ impl Shard {
             false
         };
         futures_lite::future::or(ended, late).await
+    }
+
+    /// The limits it keeps to now.
+    pub fn limits(&self) -> Limits {
+        self.limits.get()
+    }
+
+    /// Other limits from here on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.set(limits);
+        if let Some(disk) = self.disk() {
+            let shards = self.house.inboxes.len() as u64;
+            disk.set_write_rate(limits.ssd_write_bytes_per_s().map(|all| all / shards));
+        }
     }
 
     /// What all shards share.

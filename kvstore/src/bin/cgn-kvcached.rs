@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     print!("metrics http://{}/metrics\n{resp}{quic}", server.metrics);
     let signal = loop {
         match signals.wait() {
-            Ok(Signal::SIGHUP) => server.reload(),
+            Ok(Signal::SIGHUP) => server.reload(&arguments.config),
             other => break other,
         }
     };

@@ -26,6 +26,13 @@ impl Admission {
         Admission { rate, saved, last: now }
     }
 
+    /// Another rate from here on. What was saved up at the old one counts up to the new one's burst.
+    pub fn set_rate(&mut self, rate: Option<u64>) {
+        self.rate = rate;
+        let burst = rate.map_or(0, |rate| i128::from(rate) * BURST.as_millis() as i128 / 1000);
+        self.saved = self.saved.min(burst);
+    }
+
     /// Whether a block of `bytes` that was asked for `touches` times may be written; if so it counts.
     /// One that a client was promised is written in any case, and counts too.
     pub fn admits(&mut self, bytes: u64, touches: u8, is_promised: bool, now: Instant) -> bool {
@@ -83,6 +90,17 @@ mod tests {
             assert!(gate.admits(1 << 30, 0, true, now));
             assert_eq!(gate.admits(10, 9, false, now), rate.is_none());
         }
+    }
+
+    #[test]
+    fn another_rate_holds_from_then_on() {
+        let start = Instant::now();
+        let mut gate = Admission::new(None, start);
+        gate.set_rate(Some(1000));
+        assert!(!gate.admits(10, 2, false, start), "nothing is saved up yet");
+        assert!(gate.admits(10, 2, false, start + Duration::from_secs(1)));
+        gate.set_rate(None);
+        assert!(gate.admits(1 << 40, 2, false, start + Duration::from_secs(1)));
     }
 
     #[test]

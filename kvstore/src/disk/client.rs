@@ -98,6 +98,11 @@ impl DiskClient {
         is_admitted
     }
 
+    /// Another rate for what is not promised, in bytes a second; none: no limit.
+    pub fn set_write_rate(&self, bytes_per_s: Option<u64>) {
+        self.admission.borrow_mut().set_rate(bytes_per_s);
+    }
+
     /// The block at `place` leaves RAM, where it was used: that counts as a read of it, or the cleaner
     /// would take what is used most, and so never read from disk, for what nobody wants.
     pub fn used(&self, place: &Place) {

@@ -45,6 +45,12 @@ impl Addresses {
         }
     }
 
+    /// The configuration names these from here on. Others that it named are as if gossip had brought them.
+    pub fn configure(&mut self, names: &[String], now: Instant) {
+        self.known.values_mut().for_each(|address| address.is_configured = false);
+        names.iter().for_each(|name| self.learn(name, true, now));
+    }
+
     /// `peer`, which is connected, says that it can be dialled at `name` when it no longer is.
     pub fn learn_of(&mut self, name: &str, peer: &Identity, now: Instant) {
         self.learn(name, false, now);
@@ -137,5 +143,13 @@ mod tests {
             now += PAUSE_MAX;
         }
         assert_eq!(addresses.known.keys().collect::<Vec<_>>(), ["mine:1"]);
+        addresses.configure(&["yours:1".to_owned()], now);
+        for _ in 0..FAILURES_MAX {
+            for name in addresses.due(now, |_| false) {
+                addresses.failed(&name, now, 0.5);
+            }
+            now += PAUSE_MAX;
+        }
+        assert_eq!(addresses.known.keys().collect::<Vec<_>>(), ["yours:1"]);
     }
 }

@@ -33,7 +33,8 @@ pub(super) async fn converse<B: Blocks>(
     dialled: Option<String>,
 ) -> Option<Identity> {
     let chain = link.certificates();
-    let identity = match node.credentials.admit(&chain, UnixTime::now()) {
+    let admitted = node.credentials.borrow().admit(&chain, UnixTime::now());
+    let identity = match admitted {
         Ok(identity) => identity,
         Err(refusal) => {
             tracing::warn!(from = %link.address(), %refusal, "a peer is sent away");
@@ -125,7 +126,7 @@ async fn tell<B: Blocks>(node: &Rc<Node<B>>, peer: &Rc<Peer>) -> GossipError {
         Ok(sending) => sending,
         Err(gone) => return gone.into(),
     };
-    let advertised = node.config.advertise.clone().unwrap_or_default();
+    let advertised = node.config.borrow().advertise.clone().unwrap_or_default();
     if let Err(error) = send(&mut sending, &Frame::Hello(advertised)).await {
         return error;
     }
@@ -241,7 +242,8 @@ fn hear<B: Blocks>(node: &Rc<Node<B>>, peer: &Rc<Peer>, frame: Frame) {
         Frame::Hot(offered) => take(node, peer, &offered),
         Frame::Known(addresses) => {
             let mut known = node.addresses.borrow_mut();
-            let own = node.config.advertise.as_deref();
+            let config = node.config.borrow();
+            let own = config.advertise.as_deref();
             let others = addresses.iter().filter(|text| is_address(text));
             let others = others.filter(|text| Some(text.as_str()) != own);
             others.for_each(|address| known.learn(address, false, Instant::now()));

@@ -1,5 +1,6 @@
 //! The QUIC endpoint: one UDP socket that dials and is dialled, tuned for blocks in a rack.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,10 +76,25 @@ pub enum DialError {
 }
 
 /// The endpoint.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Endpoint {
     inner: quinn::Endpoint,
-    client: quinn::ClientConfig,
+    client: RefCell<quinn::ClientConfig>,
+}
+
+/// What both ends of a connection begin with.
+fn ends(
+    credentials: &Credentials,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig), EndpointError> {
+    let tls = |error: &dyn std::fmt::Display| EndpointError::Tls(error.to_string());
+    let transport = Arc::new(transport());
+    let server = QuicServerConfig::try_from(credentials.server.clone()).map_err(|e| tls(&e))?;
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
+    server.transport_config(transport.clone()).migration(false).max_incoming(HANDSHAKES_MAX);
+    let client = QuicClientConfig::try_from(credentials.client.clone()).map_err(|e| tls(&e))?;
+    let mut client = quinn::ClientConfig::new(Arc::new(client));
+    client.transport_config(transport);
+    Ok((server, client))
 }
 
 fn transport() -> TransportConfig {
@@ -115,13 +131,7 @@ impl Endpoint {
     pub fn bind(listen: SocketAddr, credentials: &Credentials) -> Result<Endpoint, EndpointError> {
         let tls = |error: &dyn std::fmt::Display| EndpointError::Tls(error.to_string());
         let busy = |source| EndpointError::Listen { listen, source };
-        let transport = Arc::new(transport());
-        let server = QuicServerConfig::try_from(credentials.server.clone()).map_err(|e| tls(&e))?;
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport.clone()).migration(false).max_incoming(HANDSHAKES_MAX);
-        let client = QuicClientConfig::try_from(credentials.client.clone()).map_err(|e| tls(&e))?;
-        let mut client = quinn::ClientConfig::new(Arc::new(client));
-        client.transport_config(transport);
+        let (server, client) = ends(credentials)?;
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(|e| tls(&e))?;
 
@@ -134,7 +144,18 @@ impl Endpoint {
             runtime,
         )
         .map_err(busy)?;
-        Ok(Endpoint { inner, client })
+        Ok(Endpoint { inner, client: RefCell::new(client) })
+    }
+
+    /// Shows and believes other certificates from here on; connections that there are stay.
+    ///
+    /// # Errors
+    /// [`EndpointError::Tls`]; nothing has changed.
+    pub fn set_credentials(&self, credentials: &Credentials) -> Result<(), EndpointError> {
+        let (server, client) = ends(credentials)?;
+        self.inner.set_server_config(Some(server));
+        self.client.replace(client);
+        Ok(())
     }
 
     /// Where it listens.
@@ -167,7 +188,7 @@ impl Endpoint {
         };
         let connecting = self
             .inner
-            .connect_with(self.client.clone(), target, host)
+            .connect_with(self.client.borrow().clone(), target, host)
             .map_err(|error| failed(&error))?;
         match tokio::time::timeout(HANDSHAKE, connecting).await {
             Ok(Ok(connection)) => Ok(Link::Quic(connection)),

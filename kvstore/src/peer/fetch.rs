@@ -136,7 +136,7 @@ fn board<B: Blocks>(
                 all.push(Some(flight.clone()));
                 continue;
             }
-            if flights.len() >= node.config.fetches_max {
+            if flights.len() >= node.config.borrow().fetches_max {
                 all.push(None);
                 continue;
             }

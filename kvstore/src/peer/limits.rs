@@ -76,6 +76,13 @@ impl Egress {
         Egress { rates, total: Bucket::new(rates.total_bytes_s, now), foreign: BTreeMap::new() }
     }
 
+    /// Other rates from here on; a peer's own bucket is to be made anew.
+    pub fn set_rates(&mut self, rates: Rates, now: Instant) {
+        if rates != self.rates {
+            *self = Egress::new(rates, now);
+        }
+    }
+
     /// A bucket for one peer.
     pub fn peer_bucket(&self, now: Instant) -> Bucket {
         Bucket::new(self.rates.peer_bytes_s, now)

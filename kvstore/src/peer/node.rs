@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use dataplane::identity::Identity;
+use rustls::pki_types::UnixTime;
 
 use super::backoff::Addresses;
 use super::blocks::Blocks;
@@ -50,8 +51,8 @@ pub(super) struct Peer {
 pub(super) struct Node<B> {
     pub(super) blocks: B,
     pub(super) endpoint: Endpoint,
-    pub(super) credentials: Credentials,
-    pub(super) config: PeersConfig,
+    pub(super) credentials: RefCell<Credentials>,
+    pub(super) config: RefCell<PeersConfig>,
     pub(super) stats: PeerStats,
     pub(super) directory: RefCell<Directory>,
     pub(super) log: RefCell<Log>,
@@ -83,7 +84,7 @@ impl<B: Blocks> Node<B> {
         Rc::new(Node {
             blocks,
             endpoint,
-            credentials,
+            credentials: RefCell::new(credentials),
             stats: shared.stats.clone(),
             shared,
             directory: RefCell::new(Directory::new(config.directory_entries_max)),
@@ -94,7 +95,7 @@ impl<B: Blocks> Node<B> {
             egress: RefCell::new(Egress::new(config.rates(), now)),
             flights: RefCell::default(),
             addresses: RefCell::new(addresses),
-            config,
+            config: RefCell::new(config),
             peers: RefCell::new([const { None }; PLACES_MAX]),
             chance: RandomState::new(),
             chances: Cell::new(0),
@@ -125,22 +126,21 @@ impl<B: Blocks> Node<B> {
         now: Instant,
     ) -> Result<Rc<Peer>, Close> {
         let mut peers = self.peers.borrow_mut();
+        let own = self.credentials.borrow().identity.clone();
         let old = peers.iter().flatten().find(|peer| peer.identity == identity).cloned();
         let place = match &old {
-            Some(old)
-                if !replaces(&self.credentials.identity, &identity, old.is_dialled, is_dialled) =>
-            {
+            Some(old) if !replaces(&own, &identity, old.is_dialled, is_dialled) => {
                 return Err(Close::Duplicate);
             }
             Some(old) => old.place,
             None => peers
                 .iter()
-                .take(self.config.peers_max)
+                .take(self.config.borrow().peers_max)
                 .position(Option::is_none)
                 .and_then(Place::new)
                 .ok_or(Close::Full)?,
         };
-        let is_foreign = identity.cluster() != self.credentials.identity.cluster();
+        let is_foreign = identity.cluster() != own.cluster();
         let allowance = Allowance {
             foreign: is_foreign.then(|| identity.cluster().to_owned()),
             bucket: RefCell::new(self.egress.borrow().peer_bucket(now)),
@@ -183,6 +183,32 @@ impl<B: Blocks> Node<B> {
         let known = self.directory.borrow().len();
         self.shared.known.store(known, Relaxed);
         self.stats.directory.set(known as i64);
+    }
+
+    /// Goes on with another configuration and other certificates. Who is connected and would not be let in
+    /// by them is sent away.
+    pub(super) fn change(&self, config: PeersConfig, credentials: Credentials, now: Instant) {
+        if let Err(error) = self.endpoint.set_credentials(&credentials) {
+            tracing::error!(%error, "the peers' configuration stays as it is");
+            return;
+        }
+        self.egress.borrow_mut().set_rates(config.rates(), now);
+        self.heat.borrow_mut().set_fetches(config.hot_fetches);
+        self.offers.borrow_mut().set_rate(config.hot_bytes_s_max(), now);
+        self.takes.borrow_mut().set_rate(config.hot_bytes_s_max(), now);
+        self.addresses.borrow_mut().configure(&config.connect, now);
+        for peer in self.peers() {
+            peer.allowance.bucket.replace(self.egress.borrow().peer_bucket(now));
+            if let Err(refusal) =
+                credentials.admit_again(&peer.link.certificates(), UnixTime::now())
+            {
+                tracing::warn!(peer = %peer.identity, %refusal, "a peer is sent away");
+                self.stats.refused.with_label_values(&["identity"]).inc();
+                peer.link.close(Close::Refused);
+            }
+        }
+        self.credentials.replace(credentials);
+        self.config.replace(config);
     }
 
     /// Whom to ask for a block: the cheapest of those that may hold it and were not asked yet.

@@ -34,6 +34,7 @@ const SHORT: Duration = Duration::from_secs(1);
 /// What other threads ask.
 pub(super) enum Command {
     Fetch { keys: Vec<Key>, deadline: Option<Instant>, reply: Reply<Vec<Fetched>> },
+    Reload(Box<(PeersConfig, Credentials)>),
     Stop,
 }
 
@@ -94,10 +95,11 @@ async fn run<B: Blocks>(birth: Birth, blocks: B) {
     loop {
         match shared.commands.receive().await {
             Command::Stop => break,
+            Command::Reload(changed) => node.change(changed.0, changed.1, Instant::now()),
             Command::Fetch { keys, deadline, reply } => {
                 let node = node.clone();
                 tokio::task::spawn_local(async move {
-                    let longest = Duration::from_millis(node.config.fetch_ms_max);
+                    let longest = Duration::from_millis(node.config.borrow().fetch_ms_max);
                     let deadline = deadline.unwrap_or_else(|| Instant::now() + longest);
                     let blocks: Vec<_> = keys.into_iter().map(|key| (key, u64::MAX)).collect();
                     let fetched = fetch(&node, &blocks, Claim::Asked, deadline.into()).await;

@@ -77,6 +77,9 @@ pub enum Refusal {
     /// A foreign authority signed for this cluster, or this one for another.
     #[error("its authority may not sign for cluster `{0}`")]
     Cluster(String),
+    /// No authority that is believed now signed for it, or its time is over.
+    #[error("its certificate is not believed any more")]
+    Unbelieved,
     /// It has the name of this node.
     #[error("it calls itself as this node does")]
     Myself,
@@ -92,6 +95,8 @@ pub struct Credentials {
     /// For those that go out.
     pub client: Arc<ClientConfig>,
     own: Arc<dyn ClientCertVerifier>,
+    /// Of all authorities that are believed.
+    all: Arc<dyn ClientCertVerifier>,
 }
 
 impl Credentials {
@@ -117,10 +122,11 @@ impl Credentials {
         let own = verifier(&own_roots)?;
         check_own(&own, &chain).map_err(|error| unfit(&error))?;
 
+        let all = verifier(&all_roots)?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| unfit(&error))?
-            .with_client_cert_verifier(verifier(&all_roots)?)
+            .with_client_cert_verifier(all.clone())
             .with_single_cert(chain.clone(), key()?)
             .map_err(|error| unfit(&error))?;
         server.alpn_protocols = vec![ALPN.to_vec()];
@@ -139,7 +145,24 @@ impl Credentials {
             .map_err(|error| unfit(&error))?;
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = rustls::client::Resumption::disabled();
-        Ok(Credentials { identity, server: Arc::new(server), client: Arc::new(client), own })
+        let (server, client) = (Arc::new(server), Arc::new(client));
+        Ok(Credentials { identity, server, client, own, all })
+    }
+
+    /// Whether one that was admitted by other credentials would be by these.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn admit_again(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Identity, Refusal> {
+        let (end, between) = chain.split_first().ok_or(CertificateError::Malformed)?;
+        if self.all.verify_client_cert(end, between, now).is_err() {
+            return Err(Refusal::Unbelieved);
+        }
+        self.admit(chain, now)
     }
 
     /// Who showed `chain`, which the handshake has verified, and whether it may be a peer.

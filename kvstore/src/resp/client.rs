@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::command::{Entry, Need};
 use super::door::Door;
 use super::promise::Promises;
+use super::terms::Terms;
 use super::user::{Right, User};
 use crate::block::LABEL_BYTES_MAX;
 use crate::key::{Key, Name};
@@ -22,6 +23,8 @@ pub const LOGIN_FAILURES_MAX: u32 = 8;
 /// The client at the other end of a connection.
 pub(super) struct Client {
     pub(super) door: Arc<Door>,
+    /// Those it came in by.
+    pub(super) terms: Arc<Terms>,
     pub(super) store: Store,
     pub(super) number: u64,
     pub(super) peer: SocketAddr,
@@ -45,9 +48,16 @@ pub(super) type Refusal = String;
 
 impl Client {
     /// A client just come in. Where there are no users, clients of loopback are logged in already.
-    pub(super) fn new(door: Arc<Door>, store: Store, number: u64, peer: SocketAddr) -> Self {
+    pub(super) fn new(
+        door: Arc<Door>,
+        terms: Arc<Terms>,
+        store: Store,
+        number: u64,
+        peer: SocketAddr,
+    ) -> Self {
         let mut client = Self {
             door,
+            terms,
             store,
             number,
             peer,
@@ -71,10 +81,8 @@ impl Client {
 
     /// From loopback, or with a certificate that TLS verified, a client needs no name where there are none.
     fn log_in_without_name(&mut self) {
-        let has_certificate =
-            self.door.config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if !self.door.has_users()
-            && (self.peer.ip().to_canonical().is_loopback() || has_certificate)
+            && (self.peer.ip().to_canonical().is_loopback() || self.terms.has_client_ca())
         {
             // Its namespace is the first to be opened; without it the client is told to log in.
             let _ = self.log_in(Arc::new(User::loopback()), 0);

@@ -71,7 +71,7 @@ pub(super) struct Connection {
 impl Connection {
     /// A client that just came in.
     pub(super) fn new(wire: Wire, client: Client, now: Instant) -> Self {
-        let login_deadline = now + Duration::from_secs(client.door.config.login_s);
+        let login_deadline = now + Duration::from_secs(client.terms.config.login_s);
         Self {
             wire,
             parser: Parser::default(),
@@ -150,10 +150,10 @@ impl Connection {
     /// How long the next bytes may take.
     fn patience(&mut self) -> Result<Option<Duration>, Over> {
         let deadline = if self.parser.is_amid() {
-            let stall = self.client.door.config.pace().stall;
+            let stall = self.client.terms.config.pace().stall;
             Some(*self.deadline.get_or_insert_with(|| Instant::now() + stall))
         } else if self.client.is_logged_in() {
-            return Ok(self.client.door.config.idle());
+            return Ok(self.client.terms.config.idle());
         } else {
             Some(self.login_deadline)
         };
@@ -168,7 +168,7 @@ impl Connection {
     /// Takes a value off the wire: to its place in the arena, or nowhere.
     async fn receive(&mut self, len: usize) -> Result<(), Over> {
         let mut value = self.place(len).await;
-        let pace = self.client.door.config.pace();
+        let pace = self.client.terms.config.pace();
         self.deadline = Some(Instant::now() + pace.allows(len as u64));
         let ready = len.min(self.unread.len());
         if let Value::Slot(slot) = &mut value {

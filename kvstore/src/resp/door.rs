@@ -1,17 +1,17 @@
 //! What all connections of the RESP door share, on whatever core they are.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use dataplane::config::ConfigError;
-use rustls::ServerConfig;
 
 use super::config::RespConfig;
 use super::promise::Shared;
+use super::terms::Terms;
 use super::tls::TlsFileError;
-use super::user::Users;
+use super::user::{self, Table, Users};
 
 /// Why the door cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +24,14 @@ pub enum DoorError {
     Tls(#[from] TlsFileError),
 }
 
-/// The door: its configuration, its users, what it promised, who is in.
+/// The door: its terms, its users, what it promised, who is in.
 #[derive(Debug)]
 pub struct Door {
-    pub(super) config: RespConfig,
+    terms: RwLock<Arc<Terms>>,
+    has_users: AtomicBool,
     /// Where it listens.
     pub(super) listen: SocketAddr,
     pub(super) users: Users,
-    pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) promises: Shared,
     pub(super) began: Instant,
     clients: AtomicUsize,
@@ -52,12 +52,12 @@ impl Door {
         if let Some(path) = &config.users_file {
             users.load(path)?;
         }
-        let tls = config.tls.as_ref().map(|files| files.load()).transpose()?;
+        let has_users = AtomicBool::new(config.users_file.is_some());
         Ok(Arc::new(Door {
-            config,
+            terms: RwLock::new(Terms::load(config)?),
+            has_users,
             listen,
             users,
-            tls,
             promises: Shared::default(),
             began,
             clients: AtomicUsize::new(0),
@@ -65,20 +65,34 @@ impl Door {
         }))
     }
 
-    /// Reads the file of users again. Who is not in it any more is out at the next command.
+    /// Reads the files that a changed configuration names, and changes nothing.
     ///
     /// # Errors
-    /// [`ConfigError`]; the users stay as they are.
-    pub fn reload(&self) -> Result<(), ConfigError> {
-        match &self.config.users_file {
-            Some(path) => self.users.load(path),
-            None => Ok(()),
+    /// [`DoorError`].
+    pub fn prepare(&self, config: &RespConfig) -> Result<Prepared, DoorError> {
+        let users = config.users_file.as_deref().map(user::load).transpose()?;
+        Ok(Prepared { terms: Terms::load(config.clone())?, users })
+    }
+
+    /// Lets clients in on other terms from here on. Those that are in stay on theirs, but who is not in the
+    /// file of users any more is out at the next command.
+    pub fn adopt(&self, prepared: Prepared) {
+        let has_users = prepared.users.is_some();
+        if let Some(users) = prepared.users {
+            self.users.set(users);
         }
+        self.has_users.store(has_users, Relaxed);
+        *self.terms.write().unwrap_or_else(PoisonError::into_inner) = prepared.terms;
+    }
+
+    /// The terms for who comes in now.
+    pub(super) fn terms(&self) -> Arc<Terms> {
+        self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether clients log in with a name.
     pub(super) fn has_users(&self) -> bool {
-        self.config.users_file.is_some()
+        self.has_users.load(Relaxed)
     }
 
     /// How many clients are in.
@@ -91,8 +105,15 @@ impl Door {
         let admission =
             Admission { door: self.clone(), number: self.last_client.fetch_add(1, Relaxed) + 1 };
         let before = self.clients.fetch_add(1, Relaxed);
-        (before < self.config.clients_max).then_some(admission)
+        (before < self.terms().config.clients_max).then_some(admission)
     }
+}
+
+/// What a changed configuration makes of the door, read whole.
+#[derive(Debug)]
+pub struct Prepared {
+    terms: Arc<Terms>,
+    users: Option<Table>,
 }
 
 /// A client's place. Given back when dropped.

@@ -81,10 +81,21 @@ fn standard_namespace() -> String {
     STANDARD_NAMESPACE.to_owned()
 }
 
+/// Users by name.
+pub type Table = BTreeMap<String, Arc<User>>;
+
+/// Reads the file at `path`.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(path: &Path) -> Result<Table, ConfigError> {
+    read(path, config::load(path)?)
+}
+
 /// The users of the file as it was last read.
 #[derive(Debug, Default)]
 pub struct Users {
-    users: RwLock<BTreeMap<String, Arc<User>>>,
+    users: RwLock<Table>,
     /// Changes when the users do.
     edition: AtomicU64,
 }
@@ -95,10 +106,14 @@ impl Users {
     /// # Errors
     /// [`ConfigError`]; the users stay as they are.
     pub fn load(&self, path: &Path) -> Result<(), ConfigError> {
-        let users = read(path, config::load(path)?)?;
+        self.set(load(path)?);
+        Ok(())
+    }
+
+    /// Takes the users of another reading of the file.
+    pub fn set(&self, users: Table) {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
         self.edition.fetch_add(1, Ordering::Release);
-        Ok(())
     }
 
     /// Which reading of the file this is. A connection whose login is of another one looks again.
@@ -127,7 +142,7 @@ impl Users {
     }
 }
 
-fn read(path: &Path, file: UserFile) -> Result<BTreeMap<String, Arc<User>>, ConfigError> {
+fn read(path: &Path, file: UserFile) -> Result<Table, ConfigError> {
     let refuse = |key: String, message: String| {
         Err(ConfigError::Value { path: path.to_owned(), key, message })
     };

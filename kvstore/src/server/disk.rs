@@ -125,7 +125,10 @@ impl Recovered {
                 shard,
                 shards,
                 free_segments_min: shards + 1,
-                write_bytes_per_s: config.ssd_write_bytes_per_s().map(|all| all / shards as u64),
+                write_bytes_per_s: config
+                    .limits
+                    .ssd_write_bytes_per_s()
+                    .map(|all| all / shards as u64),
             },
             restored,
         });

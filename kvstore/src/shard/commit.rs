@@ -26,7 +26,7 @@ impl Shard {
         }
         let block = Block::seal(slot, about.key, about.parent, about.label);
         self.house.stats.stored(block.len() as u64);
-        let is_through = block.namespace().rules.write == WritePolicy::Through;
+        let is_through = block.namespace().rules().write == WritePolicy::Through;
         let old_place =
             self.install(&block).inspect_err(|_| self.tell_parent(about.parent, -1, -1))?;
         if about.is_durable || is_through {

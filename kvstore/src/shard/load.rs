@@ -95,7 +95,7 @@ impl Shard {
         if place.is_none() && !has_peers {
             return Ok(None);
         }
-        if self.loading.borrow().len() >= self.house.limits.loads_max {
+        if self.loading.borrow().len() >= self.limits.get().loads_max {
             return Err(StoreError::Busy);
         }
         let load = Rc::new(Load::default());

@@ -42,7 +42,7 @@ impl Shard {
         }
         let namespace =
             self.house.namespaces.find(key.namespace).ok_or(StoreError::UnknownNamespace)?;
-        let wait = Duration::from_millis(self.house.limits.reserve_wait_ms);
+        let wait = Duration::from_millis(self.limits.get().reserve_wait_ms);
         let deadline = Instant::now() + wait;
         loop {
             let rings = self.room.rings();
@@ -90,7 +90,7 @@ impl Shard {
         }
         let state = &mut *self.state.borrow_mut();
         let bytes = padded_bytes(len) as u64;
-        let quota = namespace.rules.quota_bytes.unwrap_or(u64::MAX);
+        let quota = namespace.rules().quota_bytes.unwrap_or(u64::MAX);
         let is_in_quota = namespace.used_bytes().saturating_add(bytes) <= quota;
         let is_free =
             state.memory.used_bytes().saturating_add(bytes) <= state.memory.budget_bytes();
@@ -135,7 +135,7 @@ impl Shard {
     ) -> Result<Slot, Want> {
         let state = &mut *self.state.borrow_mut();
         let bytes = padded_bytes(len) as u64;
-        if namespace.rules.quota_bytes.is_some_and(|quota| quota < bytes) {
+        if namespace.rules().quota_bytes.is_some_and(|quota| quota < bytes) {
             return Err(Want::Nothing(StoreError::QuotaExceeded));
         }
         for _ in 0..EVICTIONS_PER_TURN_MAX {

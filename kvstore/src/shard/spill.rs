@@ -107,7 +107,7 @@ impl Shard {
         };
         // Children on disk would never be found again without this one.
         let is_promised = entry.children > 0;
-        block.namespace().rules.write != WritePolicy::RamOnly
+        block.namespace().rules().write != WritePolicy::RamOnly
             && disk.admits(block, entry.touches, is_promised, Instant::now())
     }
 

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod certificates;
+mod hot;
 mod namespaces;
 mod node;
+mod reload;
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
 //! Two network namespaces with a wire between them.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Gone when dropped.
 pub struct Wire {
@@ -13,7 +14,8 @@ pub const ADDRESSES: [&str; 2] = ["10.78.0.1", "10.78.0.2"];
 impl Wire {
     /// Lays it, or says why that cannot be done here.
     pub fn lay() -> Result<Wire, String> {
-        let id = std::process::id();
+        static WIRES: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), WIRES.fetch_add(1, Ordering::Relaxed));
         let wire = Wire { names: [format!("cgn-l-{id}"), format!("cgn-r-{id}")] };
         let [left, right] = &wire.names;
         sh(&format!("ip netns add {left} && ip netns add {right}"))?;

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use kvclient::{Block, Client, Name, Options};
 
 use super::certificates::Authority;
@@ -12,6 +15,8 @@ use super::namespaces::{ADDRESSES, Wire};
 
 pub struct Node {
     child: Child,
+    name: String,
+    folder: PathBuf,
     uds: PathBuf,
     resp: String,
     pub quic: String,
@@ -47,7 +52,8 @@ impl Node {
         let config = format!(
             "[kv]\nram_gib = 0.0625\nhuge_pages = \"never\"\nuds = {uds:?}\nmetrics_listen = \"127.0.0.1:0\"\n\
              resp_listen = \"127.0.0.1:0\"\nquic_listen = \"{}:0\"\n[kv.limits]\nblock_mib_max = 8\n\
-             [kv.peers]\nconnect = [{}]\nca_file = {ca:?}\ncert_file = {:?}\nkey_file = {:?}\n",
+             [kv.peers]\nconnect = [{}]\nca_file = {ca:?}\ncert_file = {:?}\nkey_file = {:?}\n\
+             hot_fetches = 8\negress_mib_s_max = 0\n",
             ADDRESSES[end],
             connect.join(", "),
             folder.join(format!("{name}.pem")),
@@ -59,14 +65,46 @@ impl Node {
             .at(end, env!("CARGO_BIN_EXE_cgn-kvcached"))
             .arg("--config")
             .arg(&path)
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "info")
             .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.join(format!("{name}.log"))).unwrap())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let mut after = |word| lines.find_map(|line| Some(line.strip_prefix(word)?.to_owned()));
         let (resp, quic) = (after("resp ").unwrap(), after("quic ").unwrap());
-        Node { child, uds, resp, quic }
+        let (name, folder) = (name.to_owned(), folder.to_owned());
+        Node { child, name, folder, uds, resp, quic }
+    }
+
+    /// One of its files: `toml`, `pem`, `key`, `log`.
+    pub fn file(&self, end: &str) -> PathBuf {
+        self.folder.join(format!("{}.{end}", self.name))
+    }
+
+    /// Changes its configuration while it runs.
+    pub fn change(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.file("toml")).unwrap();
+        assert!(text.contains(from), "{from}");
+        std::fs::write(self.file("toml"), text.replacen(from, to, 1)).unwrap();
+        self.reload("the configuration is read again");
+    }
+
+    /// Gives it certificates of another authority, which it believes alone from then on.
+    pub fn become_member(&self, authority: &Authority, address: &str) {
+        authority.issue(&self.folder, &self.name, address);
+        let ca = self.folder.join(format!("{}-ca.pem", self.name));
+        std::fs::write(ca, authority.pem()).unwrap();
+        self.reload("the configuration is read again");
+    }
+
+    /// Has it read its files again and waits until it has said `said` of it.
+    pub fn reload(&self, said: &str) {
+        let log = || std::fs::read_to_string(self.file("log")).unwrap();
+        let before = log().matches(said).count();
+        let process = Pid::from_raw(self.child.id().cast_signed());
+        kill(process, Signal::SIGHUP).unwrap();
+        crate::eventually(said, || log().matches(said).count() > before);
     }
 
     pub fn client(&self) -> Client {
@@ -92,6 +130,13 @@ impl Node {
         let bytes = bytes(number, len);
         let block = Block { name: name(number), parent: None, bytes: &bytes, label: b"" };
         assert_eq!(self.client().put(&[block], false).unwrap(), [Ok(())]);
+    }
+
+    /// Which of the test blocks up to `last` it has in a tier of its own.
+    pub fn blocks(&self, last: u32) -> Vec<u32> {
+        let client = self.client();
+        let is_here = |number: &u32| !client.lookup(&[name(*number)]).unwrap().is_empty();
+        (1..=last).filter(is_here).collect()
     }
 
     pub fn stat(&self, name: &str) -> u64 {

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub struct Daemon {
     pub child: Child,
@@ -39,8 +39,9 @@ impl Daemon {
         let mut child = Command::new(env!("CARGO_BIN_EXE_cgn-kvcached"))
             .arg("--config")
             .arg(&path)
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "info")
             .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -50,6 +51,30 @@ impl Daemon {
 
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Changes the configuration's file.
+    pub fn rewrite(&self, change: impl FnOnce(String) -> String) {
+        let path = self.file("kv.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, change(text)).unwrap();
+    }
+
+    /// Has the daemon read its files again and waits until it has said `said` of it.
+    pub fn reload(&self, said: &str) {
+        let before = self.log().matches(said).count();
+        let process = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGHUP).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.log().matches(said).count() == before {
+            assert!(Instant::now() < end, "`{said}` is not in {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What the daemon wrote to its standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.file("log")).unwrap()
     }
 
     pub fn connect(&self) -> Connection<TcpStream> {

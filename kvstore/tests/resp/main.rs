@@ -5,6 +5,7 @@ mod commands;
 mod daemon;
 mod hostile;
 mod lmcache;
+mod reload;
 mod stock;
 mod tls;
 mod users;

@@ -75,6 +75,22 @@ fn values_come_back_over_tls() {
 }
 
 #[test]
+fn certificates_are_read_again_and_bad_ones_change_nothing() {
+    let daemon = start("");
+    let mut early = connect(&daemon, None);
+    early.ask("PING", "+PONG\r\n");
+    let next = authority();
+    std::fs::write(daemon.file("ca.crt"), next.pem()).unwrap();
+    issue(daemon.folder.path(), "server", &next);
+    daemon.reload("the configuration is read again");
+    connect(&daemon, None).ask("PING", "+PONG\r\n");
+    early.ask("PING", "+PONG\r\n");
+    std::fs::write(daemon.file("server.key"), "nothing").unwrap();
+    daemon.reload("the configuration stays as it is");
+    connect(&daemon, None).ask("PING", "+PONG\r\n");
+}
+
+#[test]
 fn clear_text_gets_no_answer() {
     let daemon = start("");
     let mut client = daemon.connect();

@@ -223,7 +223,7 @@ impl Call<'_> {
                     .to_owned(),
             );
         }
-        let clients_max = self.client.door.config.clients_max.to_string();
+        let clients_max = self.client.terms.config.clients_max.to_string();
         let databases = DATABASES_MAX.to_string();
         let known = [
             ("save", ""),
@@ -265,7 +265,7 @@ impl Call<'_> {
             door.listen.port(),
             door.began.elapsed().as_secs(),
             door.clients(),
-            door.config.clients_max,
+            self.client.terms.config.clients_max,
             house.stats.budget_bytes.get(),
             house.stats.evictions.get(),
         );
