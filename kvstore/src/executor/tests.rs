@@ -1,3 +1,5 @@
+//! Tasks on the real ring: woken from other threads, taking turns, and ended where they wait.
+
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
