@@ -56,9 +56,10 @@ fn with_disk(
         let Started { tier, index, found, .. } = started;
         let places = found.iter().map(|found| (found.key, found.entry.place)).collect();
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 2, write_bytes_per_s: None };
-        let said = |event| {
-            if let Event::Dropped { key, .. } = event {
-                println!("dropped {}", key.name.0[0]);
+        let said = |event| match event {
+            Event::Dropped { key, .. } => println!("dropped {}", key.name.0[0]),
+            Event::Moved { key, to, .. } => {
+                println!("moved {} {}", key.name.0[0], to.sequence);
             }
         };
         let disk = Rc::new(Disk::new(Arc::clone(&tier), devices, limits, said));
@@ -127,23 +128,35 @@ async fn write_for_ever(
         if let Some(old) = places.insert(key(number), place) {
             disk.forget(key(number), &old);
         }
-        say(format!("done {number} {seed}\n"));
+        say(format!("done {number} {seed} {}\n", place.sequence));
     }
 }
 
-/// What a key may be: one of some values, or nothing.
-type Allowed = HashMap<u8, Vec<Option<u32>>>;
+/// What each key may be: one of some values, or nothing; and the use of a segment that it was last known
+/// to be in.
+#[derive(Default)]
+struct Allowed {
+    values: HashMap<u8, Vec<Option<u32>>>,
+    sequences: HashMap<u8, u64>,
+}
 
 fn hear(line: &str, allowed: &mut Allowed) -> bool {
     let mut words = line.split(' ');
     let word = words.next().unwrap_or_default();
     let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
     let (key, seed) = (number().unwrap_or_default() as u8, number());
-    let entry = allowed.entry(key).or_insert_with(|| vec![None]);
+    let entry = allowed.values.entry(key).or_insert_with(|| vec![None]);
+    let mut place = |sequence: Option<u32>| {
+        allowed.sequences.extend(sequence.map(|sequence| (key, u64::from(sequence))));
+    };
     match word {
         "put" => entry.push(seed),
         "remove" | "dropped" => entry.push(None),
-        "done" => *entry = vec![seed],
+        "moved" => place(seed),
+        "done" => {
+            *entry = vec![seed];
+            place(number());
+        }
         "removed" => *entry = vec![None],
         _ => {}
     }
@@ -184,20 +197,28 @@ fn run_and_kill(folder: &Path, disk: &Path, seed: u64, acknowledged: u64, allowe
 
 fn look(folder: &Path, disk: &Path, lane: u64, allowed: &mut Allowed) {
     let found = std::cell::RefCell::new(HashMap::new());
+    let oldest = std::cell::Cell::new(0);
     with_disk(folder, disk, lane, async |disk, places| {
+        oldest.set(disk.tier().ledger.oldest().map_or(0, |(_, sequence)| sequence));
         for number in 0..WRITERS * KEYS_OF_WRITER {
+            let sequence = places.get(&key(number)).map(|place| place.sequence);
             let value = read(&disk, &places, number).await;
-            found.borrow_mut().insert(number, value);
+            found.borrow_mut().insert(number, (value, sequence));
         }
     });
-    for (number, found) in found.into_inner() {
-        let values = allowed.entry(number).or_insert_with(|| vec![None]);
+    for (number, (found, sequence)) in found.into_inner() {
+        let values = allowed.values.entry(number).or_insert_with(|| vec![None]);
+        // A segment that makes room is gone from the disk before anybody is told.
+        if allowed.sequences.get(&number).is_some_and(|&sequence| sequence < oldest.get()) {
+            values.push(None);
+        }
         let is = values.iter().find(|seed| seed.map(value) == found);
         let Some(&is) = is else {
             let len = found.map(|found| found.len());
             panic!("{number} has {len:?} bytes, not those of {values:?}")
         };
         *values = vec![is];
+        allowed.sequences.extend(sequence.map(|sequence| (number, sequence)));
     }
 }
 
@@ -218,7 +239,7 @@ async fn read(
 /// Kills `runs` times on one disk, and looks after each.
 fn kill_on(folder: &Path, disk: &Path, lane: u64, runs: u64) {
     let mut dice = Dice::new(0xC0FFEE + 2 * lane);
-    let mut allowed = Allowed::new();
+    let mut allowed = Allowed::default();
     for run in 0..runs {
         run_and_kill(folder, disk, lane << 32 | run, 1 + dice.roll(60), &mut allowed);
         if dice.roll(4) == 0 {
