@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_lite::future::block_on;
 use kvstore::config::Config;
 use kvstore::key::{Key, Name, NamespaceId};
 use kvstore::peer::Peers;
 use kvstore::peer::config::PeersConfig;
+use kvstore::peer::endpoint::Endpoint;
 use kvstore::peer::fetch::Fetched;
 use kvstore::peer::stats::PeerStats;
-use kvstore::peer::tls::Files;
+use kvstore::peer::tls::{Credentials, Files};
 use kvstore::server::Server;
 use kvstore::store::{About, Store};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
@@ -35,12 +37,23 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some("source") => source(Path::new(&arguments[2])),
         Some("sink") => sink(Path::new(&arguments[2])),
+        Some("bare-source") => block_on_tokio(bare_source(Path::new(&arguments[2]))),
+        Some("bare-sink") => block_on_tokio(bare_sink(Path::new(&arguments[2]))),
         _ => bench(),
     }
 }
 
 fn key(number: usize) -> Key {
     Key::new(NamespaceId::of(NAMESPACE), Name::of(&number.to_le_bytes()))
+}
+
+fn files(folder: &Path, name: &str) -> Files {
+    Files {
+        ca: folder.join("ca.pem"),
+        foreign_ca: None,
+        cert: folder.join(format!("{name}.pem")),
+        key: folder.join(format!("{name}.key")),
+    }
 }
 
 /// A store and its peers, as the daemon has them.
@@ -51,13 +64,7 @@ fn daemon(folder: &Path, name: &str, listen: &str, connect: &[&str]) -> (Server,
     std::fs::write(&path, text).unwrap();
     let server = Server::start(Config::load(&path).unwrap()).unwrap();
     let store = Store::remote(server.house.clone());
-    let file = |end: &str| folder.join(end);
-    let files = Files {
-        ca: file("ca.pem"),
-        foreign_ca: None,
-        cert: file(&format!("{name}.pem")),
-        key: file(&format!("{name}.key")),
-    };
+    let files = files(folder, name);
     let connect = connect.iter().map(|address| (*address).to_owned()).collect();
     let config = PeersConfig { connect, hot_fetches: 0, ..PeersConfig::default() };
     let stats = PeerStats::new(&prometheus::Registry::new()).unwrap();
@@ -121,6 +128,55 @@ fn sink(folder: &Path) {
     let cpu = (cpu_s() - used) / (bytes as f64 / 1e9);
     let ms = |at: usize| times[at].as_secs_f64() * 1e3;
     println!("{gbit_s} {} {} {cpu}", ms(BLOCKS / 2), ms(BLOCKS * 99 / 100));
+}
+
+fn block_on_tokio(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work);
+}
+
+/// The same endpoint without store, hash and protocol: one block's memory is sent again and again.
+async fn bare_source(folder: &Path) {
+    let credentials = Credentials::load(&files(folder, "source")).unwrap();
+    let endpoint = Endpoint::bind("10.77.0.1:7091".parse().unwrap(), &credentials).unwrap();
+    println!("ready");
+    let block = Bytes::from(vec![7; BLOCK_BYTES]);
+    while let Some(dialled) = endpoint.dialled().await {
+        // The first call is asked to prove its address and comes again.
+        let Ok(link) = dialled.accept().await else { continue };
+        while let Ok((mut sending, _)) = link.requested().await {
+            for _ in 0..BLOCKS {
+                sending.write_chunk(block.clone()).await.unwrap();
+            }
+            sending.finish().unwrap();
+        }
+    }
+}
+
+/// Reads what comes and lets it go.
+async fn bare_sink(folder: &Path) {
+    let credentials = Credentials::load(&files(folder, "sink")).unwrap();
+    let endpoint = Endpoint::bind("10.77.0.2:7091".parse().unwrap(), &credentials).unwrap();
+    let link = endpoint.dial("10.77.0.1:7091").await.unwrap();
+    let read_all = async || {
+        let (mut sending, mut receiving) = link.request().await.unwrap();
+        sending.write_all(b"go").await.unwrap();
+        sending.finish().unwrap();
+        let (mut bytes, mut pieces) = (0, [const { Bytes::new() }; 64]);
+        while let Some(count) = receiving.read_chunks(&mut pieces).await.unwrap() {
+            bytes += pieces[..count].iter().map(Bytes::len).sum::<usize>();
+        }
+        bytes
+    };
+    for _ in 0..4 {
+        read_all().await;
+    }
+    let (began, used, mut bytes) = (Instant::now(), cpu_s(), 0);
+    while began.elapsed() < RUN {
+        bytes += read_all().await;
+    }
+    let gbit_s = bytes as f64 * 8.0 / began.elapsed().as_secs_f64() / 1e9;
+    println!("{gbit_s} {}", (cpu_s() - used) / (bytes as f64 / 1e9));
 }
 
 /// Processor time of this process so far.
@@ -242,11 +298,22 @@ fn certificates(folder: &Path) {
     }
 }
 
+/// What `source` and `sink` get over the wire, as the sink prints it.
+fn pair<const N: usize>(wire: &Wire, roles: [&str; 2], folder: &Path) -> [f64; N] {
+    let mut source = start(wire, 0, roles[0], folder);
+    assert_eq!(line(&mut source), "ready");
+    let mut sink = start(wire, 1, roles[1], folder);
+    let text = line(&mut sink);
+    let numbers: Vec<f64> = text.split(' ').map(|number| number.parse().unwrap()).collect();
+    numbers.try_into().unwrap_or_else(|_| panic!("{text}"))
+}
+
 fn bench() {
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path());
     println!(
-        "wire              iperf3 Gbit/s   peers Gbit/s   ratio   1 MiB p50 ms   p99 ms   CPU s/GB"
+        "wire              iperf3 Gbit/s   peers Gbit/s   ratio   1 MiB p50 ms   p99 ms   CPU s/GB   \
+         bare QUIC Gbit/s   ratio   CPU s/GB"
     );
     let shaped = "rate 1gbit burst 128kb latency 20ms";
     for (name, mtu, tbf) in [
@@ -263,17 +330,14 @@ fn bench() {
             Ok(gbit_s) => gbit_s,
             Err(reason) => return println!("left out: iperf3: {reason}"),
         };
-        let mut source = start(&wire, 0, "source", folder.path());
-        assert_eq!(line(&mut source), "ready");
-        let mut sink = start(&wire, 1, "sink", folder.path());
-        let text = line(&mut sink);
-        drop((source, sink));
+        let [gbit_s, p50, p99, cpu] = pair(&wire, ["source", "sink"], folder.path());
+        let [bare, bare_cpu] = pair(&wire, ["bare-source", "bare-sink"], folder.path());
         let tcp = (before + wire.tcp().unwrap_or(before)) / 2.0;
-        let numbers: Vec<f64> = text.split(' ').map(|n| n.parse().unwrap()).collect();
-        let [gbit_s, p50, p99, cpu] = numbers[..] else { panic!("{text}") };
         println!(
-            "{name:<17} {tcp:>13.2} {gbit_s:>14.2} {:>7.2} {p50:>14.2} {p99:>8.2} {cpu:>10.2}",
-            gbit_s / tcp
+            "{name:<17} {tcp:>13.2} {gbit_s:>14.2} {:>7.2} {p50:>14.2} {p99:>8.2} {cpu:>10.2} {bare:>18.2} \
+             {:>7.2} {bare_cpu:>10.2}",
+            gbit_s / tcp,
+            bare / tcp
         );
     }
 }
