@@ -5,6 +5,7 @@
 //! * [`feed`]: what an agent tells routers of the KV blocks its engines hold.
 //! * [`kv`]: what a client on the same node says to the KV daemon.
 //! * [`identity`]: who a certificate speaks for: cluster, role and name in one URI.
+//! * [`pem`]: certificates and keys in files, as every listener with TLS reads them.
 //! * [`wire`]: what control and the data planes of one node say to each other over a Unix socket.
 //! * [`config`]: strict TOML loading; unknown keys are errors with file, line and nearest key.
 //!
@@ -18,5 +19,6 @@ pub mod digest;
 pub mod feed;
 pub mod identity;
 pub mod kv;
+pub mod pem;
 pub mod route;
 pub mod wire;

@@ -8,7 +8,8 @@
 //! * [`index`], [`shard`]: one core's share. [`mesh`], [`request`]: how threads ask each other.
 //! * [`executor`], [`socket`]: what a shard and its doors run on; [`disk`] has threads of its own.
 //! * [`peer`]: blocks from and to other daemons.
-//! * [`store`]: all of it as a door sees it. [`server`]: the daemon put together.
+//! * [`store`]: all of it as a door sees it. [`server`]: the daemon put together; [`reload`]: what of its
+//!   configuration may change meanwhile.
 // Only the files named in dataplane/tests/tidy.rs may, and say why.
 #![deny(unsafe_code)]
 
@@ -26,7 +27,6 @@ pub mod namespace;
 pub mod native;
 mod numa;
 pub mod peer;
-pub mod pem;
 pub mod reload;
 pub mod request;
 pub mod resp;

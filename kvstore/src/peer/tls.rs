@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dataplane::identity::{Identity, Role};
+use dataplane::pem::{PemError, certificates, private_key};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -16,7 +17,6 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::certificate::{CertificateError, holder};
 use super::wire::ALPN;
-use crate::pem::{PemError, certificates, private_key};
 
 /// Where the files are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use dataplane::pem::{PemError, certificates, private_key};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use serde::Deserialize;
 
 use super::reply::Output;
-use crate::pem::{PemError, certificates, private_key};
 use crate::socket::Stream;
 
 /// Ciphertext read at a time: one record.

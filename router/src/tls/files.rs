@@ -1,11 +1,11 @@
 //! Certificates and keys on disk → what rustls serves with; read again when a file changes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use dataplane::pem::{PemError, certificates, private_key};
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
@@ -48,15 +48,8 @@ pub enum TlsFileError {
     #[error("[router.tls] needs both cert_file and key_file")]
     Half,
     /// A file cannot be read or holds nothing of use.
-    #[error("{path}: {reason}; it must hold {wanted} in PEM form")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What it must hold.
-        wanted: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    File(#[from] PemError),
     /// Certificate and key do not belong together, or are of no use to TLS 1.3.
     #[error("[router.tls] cert_file and key_file cannot be served: {0}")]
     Unfit(String),
@@ -92,8 +85,7 @@ impl Tls {
         };
         let chain = certificates(cert_file, "the certificate chain")?;
         let expires_unix_s = expiry(&chain[0]);
-        let key = PrivateKeyDer::from_pem_file(key_file)
-            .map_err(|error| file_error(key_file, "a private key", &error))?;
+        let key = private_key(key_file)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let unfit = |error: &dyn std::fmt::Display| TlsFileError::Unfit(error.to_string());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -129,23 +121,6 @@ pub struct Loaded {
     pub expires_unix_s: u64,
 }
 
-fn certificates(
-    path: &Path,
-    wanted: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let read = CertificateDer::pem_file_iter(path)
-        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-        .map_err(|error| file_error(path, wanted, &error))?;
-    if read.is_empty() {
-        return Err(file_error(path, wanted, &"no certificate in it"));
-    }
-    Ok(read)
-}
-
-fn file_error(path: &Path, wanted: &'static str, reason: &dyn std::fmt::Display) -> TlsFileError {
-    TlsFileError::File { path: path.to_owned(), wanted, reason: reason.to_string() }
-}
-
 fn expiry(certificate: &CertificateDer<'_>) -> u64 {
     x509_parser::parse_x509_certificate(certificate)
         .ok()
@@ -155,6 +130,8 @@ fn expiry(certificate: &CertificateDer<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn write(folder: &Path, name: &str, text: &str) -> Option<PathBuf> {
