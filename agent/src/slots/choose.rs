@@ -53,6 +53,13 @@ impl Memory {
         }
     }
 
+    /// Forgets slots that the engine does not have.
+    pub fn keep_only(&mut self, slots: &[Slot]) {
+        let is_there = |id: &u32| slots.iter().any(|slot| slot.id == *id);
+        self.known.retain(|id, _| is_there(id));
+        self.filled.retain(|id, _| is_there(id));
+    }
+
     fn is_known(&self, slot: &Slot) -> bool {
         slot.content.is_some_and(|content| self.known.get(&slot.id) == Some(&content))
     }
@@ -116,6 +123,10 @@ mod tests {
         assert_eq!(memory.to_save(&[slot(2, 11, 310)], 256).unwrap().0, 2);
         assert_eq!(memory.to_save(&[slot(2, 11, 255)], 256), None, "too little to be worth it");
         assert_eq!(memory.to_save(&[slot(2, 5, 0)], 1), None, "it was emptied");
+        memory.keep_only(&slots);
+        assert_eq!(memory.to_save(&slots, 256), None);
+        memory.keep_only(&slots[2..]);
+        assert_eq!(memory.to_save(&slots, 256).unwrap().0, 0, "it was gone for a while");
     }
 
     #[test]

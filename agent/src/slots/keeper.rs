@@ -246,6 +246,7 @@ impl Keeper {
             return;
         }
         let Ok(slots) = self.engine.slots(SLOTS_TIMEOUT).await else { return };
+        self.memory.keep_only(&slots);
         let Some((id, content)) = self.memory.to_save(&slots, self.settings.tokens_min) else {
             return;
         };
