@@ -1,4 +1,4 @@
-//! What it costs the agent to take KV events: `cargo bench -p agent --bench kv_events`.
+//! What it costs the agent to take KV events: `cargo bench --workspace --bench kv_events`.
 //!
 //! Batches as vLLM writes them (maps, integers for hashes, blocks of 16 tokens) are decoded, translated
 //! and put into frames, on one thread, while a cache of [`HELD`] blocks is full: each stored block has

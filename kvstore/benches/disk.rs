@@ -1,6 +1,6 @@
 //! The NVMe tier beside `fio`, in one run: the same file system, block size, depth and bytes.
 //!
-//! `cargo bench -p kvstore --bench disk -- --folder=FOLDER` (default: a temporary folder). With
+//! `cargo bench --workspace --bench disk -- --folder=FOLDER` (default: a temporary folder). With
 //! `--only=fio,ring` others are left out, with `--writes` nothing is read. Rounds alternate; the ratios
 //! of each round and their median are printed. `fio` reads and writes bytes that nobody looks
 //! at; the tier hashes each block, writes its record, and says when it is durable. Two ways to the

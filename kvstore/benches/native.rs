@@ -1,4 +1,4 @@
-//! `cargo bench -p kvstore --bench native`: how long a GET takes by the native door.
+//! `cargo bench --workspace --bench native`: how long a GET takes by the native door.
 //!
 //! The real daemon on one core, the client on another. In each round every way runs once, in turn: a bare
 //! Unix-socket ping-pong of frames as long as a GET's, a client that sleeps, and one that polls; for each size of

@@ -1,7 +1,7 @@
 //! Blocks of 1 MiB between two daemons in two network namespaces, beside `iperf3` on the same wire in the same
 //! run. Needs root, `ip`, `tc` and `iperf3`; without them it says so and is over.
 //!
-//! `cargo bench -p kvstore --bench peers`
+//! `cargo bench --workspace --bench peers`
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, Read};

@@ -1,6 +1,6 @@
 //! The RESP door beside redis: server CPU for each GB, and throughput, as ratios of one run.
 //!
-//! `cargo bench -p kvstore --bench resp`. Both servers run on CPU 0, `redis-benchmark` on CPU 1; each
+//! `cargo bench --workspace --bench resp`. Both servers run on CPU 0, `redis-benchmark` on CPU 1; each
 //! cell is run on both in turn. CPU is what the kernel counted for the server's threads, so a client
 //! that is the limit does not hide it. Needs `redis-server`, `redis-benchmark` and `taskset`.
 #![expect(

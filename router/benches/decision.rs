@@ -1,7 +1,7 @@
 //! What deciding costs a request whose prompt was seen before: its digests put together from what the
 //! cache of tokens keeps, the match at every worker, the candidates, the pick, and the prediction noted.
 //!
-//! `cargo bench -p router --bench decision` prints one row per case, on one core. The functions are
+//! `cargo bench --workspace --bench decision` prints one row per case, on one core. The functions are
 //! those that a request calls; only the worker's in-flight counts are not moved. Beside each stands what the
 //! machine itself adds: the 99th percentile of a loop that does nothing for as long as the median.
 

@@ -1,6 +1,6 @@
 //! What routing by text costs a request: naming the prompt's prefix and asking the index about it.
 //!
-//! `cargo bench -p router --bench prefix` prints one row per case: the least and the median time of
+//! `cargo bench --workspace --bench prefix` prints one row per case: the least and the median time of
 //! many requests, by themselves, on one core. The proxy benchmark shows the same within the router.
 
 use std::hint::black_box;

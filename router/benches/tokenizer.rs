@@ -1,7 +1,7 @@
 //! What exact tokens cost a request: a conversation of 60,000 tokens whose last turn is new, against tokenizing
 //! it whole.
 //!
-//! `cargo bench -p router --bench tokenizer` prints one row per model whose tokenizer lies in the cache folder
+//! `cargo bench --workspace --bench tokenizer` prints one row per model whose tokenizer lies in the cache folder
 //! (`cargo xtask test --only tokenizers` fetches them): medians of many requests on one core, all in one run.
 
 use std::hint::black_box;

@@ -213,7 +213,7 @@ fn latency_ms(served: &[Served]) -> [f64; 2] {
 }
 
 #[test]
-#[ignore = "measures for some minutes: cargo test --release -p agent --test node -- --ignored share"]
+#[ignore = "measures for some minutes: cargo test --release --workspace --test node -- --ignored share"]
 fn how_evenly_two_routers_spread_bursts_with_and_without_sharing() {
     const ENGINES: u32 = 4;
     // Without KV events, so that nothing differs but whether an agent listens.

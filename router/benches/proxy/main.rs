@@ -1,6 +1,6 @@
 //! The router beside nginx and its peers, before the same bare engine, in one run.
 //!
-//! `cargo bench -p router --bench proxy [-- PART --seconds N --rounds N]`. Needs `nginx`, `wrk` and
+//! `cargo bench --workspace --bench proxy [-- PART --seconds N --rounds N]`. Needs `nginx`, `wrk` and
 //! `taskset`; `h2load` for the encrypted rows. Without a part it is the main table. Parts:
 //!
 //! * `--peers`: other gateways, from `$CGN_PEERS` (`cargo xtask bench -- --peers` installs them),
