@@ -31,6 +31,9 @@ const CMAKE_FLAGS: &[&str] = &[
     "-DGGML_OPENMP=OFF",
     "-DBUILD_SHARED_LIBS=OFF",
 ];
+/// Keeps AMX out where the compiler would use it on its own. `/proc/cpuinfo` of a virtual machine may list
+/// it although its use is refused, and the engine then dies at its first matrix.
+const WITHOUT_AMX: &str = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16";
 /// Compiler jobs each take about this much memory in llama.cpp's largest files.
 const JOB_MEMORY_BYTES: u64 = 1 << 30;
 
@@ -41,7 +44,7 @@ pub fn ensure(cache: &Cache) -> Result<PathBuf, Failure> {
         return Ok(path);
     }
     let engine = cache.folder(&format!("engines/llama.cpp-{VERSION}"))?.join("llama-server");
-    let features = processor_features(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    let features = processor_features(&cpuinfo());
     if engine.is_file() && runs_here(&engine.with_extension("features"), &features) {
         return Ok(engine);
     }
@@ -116,6 +119,11 @@ fn build(
     write_features(&out.join("features"), features)?;
     let mut configure = Command::new("cmake");
     configure.arg("-S").arg(source.join("vendor/llama.cpp")).arg("-B").arg(out).args(CMAKE_FLAGS);
+    // A compiler too old for AMX does not know the options, nor does one of another architecture.
+    if lists_amx(&cpuinfo()) {
+        configure.arg(format!("-DCMAKE_C_FLAGS={WITHOUT_AMX}"));
+        configure.arg(format!("-DCMAKE_CXX_FLAGS={WITHOUT_AMX}"));
+    }
     step::run_quietly(&mut configure, &log, &mut progress)?;
     let mut make = Command::new("cmake");
     make.arg("--build").arg(out).args(["--target", "llama-server", "-j"]).arg(jobs().to_string());
@@ -155,9 +163,10 @@ fn percent(line: &str) -> Option<u64> {
 }
 
 /// The instruction sets a compiler may use on its own, from `/proc/cpuinfo`: x86 `flags`, ARM
-/// `Features`. Flags that come and go with the kernel or the host's configuration are left out.
+/// `Features`. Flags that come and go with the kernel or the host's configuration are left out, and AMX,
+/// which no build uses: a binary noted with it is of an older xtask and is built anew.
 fn processor_features(cpuinfo: &str) -> BTreeSet<String> {
-    const X86: &[&str] = &["sse", "ssse", "avx", "amx", "fma", "f16c", "bmi", "gfni", "vaes"];
+    const X86: &[&str] = &["sse", "ssse", "avx", "fma", "f16c", "bmi", "gfni", "vaes"];
     for line in cpuinfo.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
         let words = value.split_whitespace().map(str::to_owned);
@@ -168,6 +177,16 @@ fn processor_features(cpuinfo: &str) -> BTreeSet<String> {
         }
     }
     BTreeSet::new()
+}
+
+/// Whether the processor says that it has AMX.
+fn lists_amx(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag.starts_with("amx")))
+}
+
+fn cpuinfo() -> String {
+    fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
 }
 
 /// One compiler a core, fewer where memory is short.
@@ -191,6 +210,14 @@ mod tests {
         assert_eq!(percent("[ 43%] Building CXX object src/llama.cpp.o"), Some(43));
         assert_eq!(percent("[100%] Built target llama-server"), Some(100));
         assert_eq!(percent("-- Configuring done"), None);
+    }
+
+    #[test]
+    fn amx_is_seen_among_the_flags_and_is_no_feature_of_a_build() {
+        let text = "processor\t: 0\nmodel name\t: amx\nflags\t\t: fpu avx2 amx_tile amx_int8\n";
+        assert!(lists_amx(text));
+        assert!(!lists_amx("model name\t: amx\nflags\t\t: fpu avx2\n"));
+        assert_eq!(processor_features(text).into_iter().collect::<Vec<_>>(), ["avx2"]);
     }
 
     #[test]
