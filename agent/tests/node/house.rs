@@ -124,7 +124,10 @@ impl House {
 
     /// The same with a KV daemon, in which the agent keeps what engines computed.
     pub fn start_keeping(engines: &str) -> House {
-        let mut house = House::build(engines, "kv_socket = \"KVCACHED\"", "");
+        // Both limits are there so that a request goes on without; what is tried here is going on with it, on
+        // a machine as busy as it may be.
+        let patient = "[router.kv]\ntokenize_timeout_ms = 60000\nwarm_ms_max = 60000\n";
+        let mut house = House::build(engines, "kv_socket = \"KVCACHED\"", patient);
         let folder = house.dir.path().to_owned();
         let socket = folder.join("kvcached.sock");
         let agent = folder.join("cgn-agent.toml");
