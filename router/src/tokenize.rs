@@ -136,25 +136,53 @@ pub async fn prefix(shard: &Shard, model: &ModelView, call: &Call, body: &[u8]) 
         count(if exact.cached_tokens > 0 { "exact_cached" } else { "exact" });
         return Prefix::of_tokens(exact.digests(), exact.prompt_tokens, text_bytes, block_tokens);
     }
-    if is_exact && let Some(worker) = engine::that_tokenizes(model, call.endpoint, now_ms) {
-        let key = short_hash(call, body, block_tokens);
-        if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
-            count("cached");
-            return Prefix::of_tokens(digests, prompt_tokens, text_bytes, block_tokens);
-        }
-        if let Some(tokens) = engine::ask(shard, &worker, call, body).await {
-            count("engine");
-            let prefix = exact(call, &tokens, text_bytes, block_tokens);
-            let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
-            shard.tokens.borrow_mut().keep(key, entry);
-            return prefix;
-        }
+    if is_exact
+        && let Some(prefix) = by_engine(shard, model, call, body, text_bytes, block_tokens).await
+    {
+        return prefix;
     }
     if mode == KvMode::Auto && model.workers.len() < 2 {
         return Prefix::none(text_bytes);
     }
     count("text");
     text(shard, call, body, text_bytes)
+}
+
+/// By the token ids that an engine says the prompt has, now or when it was asked before.
+async fn by_engine(
+    shard: &Shard,
+    model: &ModelView,
+    call: &Call,
+    body: &[u8],
+    text_bytes: u64,
+    block_tokens: usize,
+) -> Option<Prefix> {
+    let count = |path| shard.stats.tokenize.with_label_values(&[path]).inc();
+    let other_than =
+        |but: Option<&str>| engine::that_tokenizes(model, call.endpoint, but, shard.now_ms());
+    let mut worker = other_than(None)?;
+    let key = short_hash(call, body, block_tokens);
+    if let Some((digests, prompt_tokens)) = shard.tokens.borrow().find(key) {
+        count("cached");
+        return Some(Prefix::of_tokens(digests, prompt_tokens, text_bytes, block_tokens));
+    }
+    for asked in 1..=engine::ASKED_MAX {
+        match engine::ask(shard, &worker, call, body).await {
+            Ok(tokens) => {
+                let tokens = tokens?;
+                count("engine");
+                let prefix = exact(call, &tokens, text_bytes, block_tokens);
+                let entry = (Rc::clone(&prefix.digests), prefix.prompt_tokens);
+                shard.tokens.borrow_mut().keep(key, entry);
+                return Some(prefix);
+            }
+            Err(engine::Unreachable) if asked < engine::ASKED_MAX => {
+                worker = other_than(Some(&worker.worker.id))?;
+            }
+            Err(engine::Unreachable) => {}
+        }
+    }
+    None
 }
 
 fn exact(call: &Call, tokens: &[u32], text_bytes: u64, block_tokens: usize) -> Prefix {

@@ -29,13 +29,13 @@ pub fn maybe(
     {
         return;
     }
-    let worker = engine::that_tokenizes(model, call.endpoint, shard.now_ms());
+    let worker = engine::that_tokenizes(model, call.endpoint, None, shard.now_ms());
     let (Some(worker), Some(shard)) = (worker, shard.me.upgrade()) else { return };
     shard.checks.set(shard.checks.get() + 1);
     let (tokenizer, call, body) = (Arc::clone(tokenizer), call.clone(), body.to_vec());
     let ours: Vec<u32> = exact.tokens().collect();
     monoio::spawn(async move {
-        let theirs = engine::ask(&shard, &worker, &call, &body).await;
+        let theirs = engine::ask(&shard, &worker, &call, &body).await.ok().flatten();
         shard.checks.set(shard.checks.get() - 1);
         let result = match &theirs {
             None => "unanswered",
