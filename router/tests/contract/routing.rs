@@ -132,6 +132,20 @@ fn an_engine_that_cannot_tokenize_is_routed_by_text() {
     assert!(router.metric("cgn_router_tokenize_total{path=\"text\"}") >= 3.0);
 }
 
+#[test]
+fn an_engine_that_hangs_up_leaves_the_tokens_to_another_one() {
+    let hangs_up = Engine::start(|asked, stream| {
+        asked.line().contains("/v1/") && stream.write_all(&json("{}")).is_ok()
+    });
+    let other = llama(0);
+    // Of engines that are equally busy the first is asked first.
+    let router = Router::start("", &(llama_worker(&hangs_up) + &llama_worker(&other)));
+    assert_eq!(router.client().post(CHAT, "", &chat(&words(1, 200))).status, 200);
+    let is_asked = |engine: &Engine| engine.asked().iter().any(|it| it.line().contains("template"));
+    assert!(is_asked(&hangs_up) && is_asked(&other));
+    assert_eq!(router.metric("cgn_router_tokenize_total{path=\"engine\"}"), 1.0);
+}
+
 pub(super) fn live(id: &str, engine: &Engine, state: WorkerState) -> Worker {
     Worker {
         id: id.to_owned(),
