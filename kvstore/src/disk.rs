@@ -51,12 +51,17 @@ use record::{About, PAGE_BYTES};
 use tier::{Intent, Tier};
 use writer::{Shelf, Writer};
 
-/// How long the cleaner sleeps when there is room.
+/// How long the cleaner sleeps when there is room. A segment of 1 GiB takes longer to fill than this.
 const CLEANER_IDLE: Duration = Duration::from_millis(100);
 /// How long it waits for a pause between clients' reads and writes.
 const CLEANER_PAUSE: Duration = Duration::from_millis(2);
 /// How often it waits for one before it works all the same.
 const CLEANER_PAUSES_MAX: u32 = 25;
+
+/// Bytes that a writer moves at most for each of its own, where the cleaner is behind. To free a segment
+/// at most half of it is moved, and as much as was moved and written meanwhile is taken elsewhere: at 1
+/// the one is the other, and nothing is gained; at 2 a quarter of a segment is.
+const MOVED_PER_WRITTEN_MAX: u64 = 2;
 
 /// What a shard is told of blocks on disk. The block may belong to any shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +192,27 @@ impl<D: Device> Disk<D> {
         about: About,
         source: &dyn Fn() -> Buffer,
     ) -> Result<Place, DiskError> {
-        let _writing = self.begin_write(key).await;
-        self.writer.write(key, about, source).await
+        let writing = self.begin_write(key).await;
+        let place = self.writer.write(key, about, source).await?;
+        drop(writing);
+        self.keep_room(record::span_bytes(place.len)).await;
+        Ok(place)
+    }
+
+    /// After `written` bytes: where the cleaner is behind, its work is done here before the writer goes on,
+    /// or writers would outrun it and then give up the oldest segment with all that is read from it.
+    /// Nobody pays for a whole segment.
+    async fn keep_room(&self, written: u64) {
+        let mut moved = 0;
+        while moved < written * MOVED_PER_WRITTEN_MAX && self.cleaner.is_behind() {
+            match self.clean_step().await {
+                Ok(Step::Moved(bytes)) => moved += bytes,
+                Ok(Step::Freed) => {}
+                // The oldest segment is another shard's to clean, or none is complete.
+                Ok(Step::Idle) => return,
+                Err(error) => return not_moved(&error),
+            }
+        }
     }
 
     /// Reads a block into its memory, which must be of the block's length.
@@ -280,10 +304,10 @@ impl<D: Device> Disk<D> {
                 pauses += 1;
             }
             match self.clean_step().await {
-                Ok(Step::Worked) => futures_lite::future::yield_now().await,
+                Ok(Step::Moved(_) | Step::Freed) => futures_lite::future::yield_now().await,
                 Ok(Step::Idle) => sleep(CLEANER_IDLE).await,
                 Err(error) => {
-                    tracing::warn!(%error, "a block could not be moved; it goes with its segment");
+                    not_moved(&error);
                     sleep(CLEANER_PAUSE).await;
                 }
             }
@@ -300,6 +324,10 @@ impl<D: Device> Disk<D> {
     pub fn tier(&self) -> &Arc<Tier> {
         &self.shelf.tier
     }
+}
+
+fn not_moved(error: &DiskError) {
+    tracing::warn!(%error, "a block could not be moved; it goes with its segment");
 }
 
 /// A write under way.

@@ -1,7 +1,7 @@
 //! Making room: the oldest segment's blocks are written again if they were read, else given up.
 //!
 //! [`plan`] decides and is pure; [`Cleaner`] does, one block a step, so that the caller can put its
-//! steps between the reads and writes of clients.
+//! steps between the reads and writes of clients. When to step is the caller's: [`Disk`](super::Disk).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,6 +11,7 @@ use super::device::{Buffer, Device, Pages};
 use super::ledger::{Live, Oldest};
 use super::record::{PAGE_BYTES, span_bytes};
 use super::tier::{Intent, count};
+use super::turn::Turns;
 use super::writer::{Shelf, Writer};
 use super::{DiskError, Event, reader};
 use crate::key::Key;
@@ -25,8 +26,10 @@ const KEPT_EIGHTHS_MAX: u64 = 4;
 pub enum Step {
     /// There is room enough: nothing was done.
     Idle,
-    /// A block was moved, or a segment made free.
-    Worked,
+    /// A block was moved, of so many bytes on the device; none if it was not wanted any more.
+    Moved(u64),
+    /// A segment was made free.
+    Freed,
 }
 
 /// Which live records of a segment are worth writing again: those read most often since they were
@@ -54,6 +57,8 @@ struct Cleaning {
 /// One shard's cleaner.
 pub struct Cleaner<D> {
     shelf: Rc<Shelf<D>>,
+    /// One step at a time: the cleaner's own task and writers that help it take turns.
+    steps: Turns,
     cleaning: RefCell<Option<Cleaning>>,
     moving: Cell<Option<Key>>,
     moved: Signal,
@@ -64,7 +69,13 @@ impl<D: Device> Cleaner<D> {
     /// A cleaner that keeps `free_min` segments free.
     pub fn new(shelf: Rc<Shelf<D>>, free_min: usize) -> Cleaner<D> {
         let (cleaning, moving, moved) = (RefCell::new(None), Cell::new(None), Signal::default());
-        Cleaner { shelf, cleaning, moving, moved, free_min }
+        Cleaner { shelf, steps: Turns::default(), cleaning, moving, moved, free_min }
+    }
+
+    /// Whether fewer segments are free than it keeps so.
+    pub fn is_behind(&self) -> bool {
+        let tier = &self.shelf.tier;
+        tier.ledger.free_segments(|device| tier.is_usable(device)) < self.free_min
     }
 
     /// Moves one block or frees one segment. A block is given up, not moved, if the key is not
@@ -78,6 +89,7 @@ impl<D: Device> Cleaner<D> {
         writer: &Writer<D>,
         movable: impl Fn(&Key) -> bool,
     ) -> Result<Step, DiskError> {
+        let _turn = self.steps.take().await;
         if self.cleaning.borrow().is_none() && !self.begin(&movable) {
             return Ok(Step::Idle);
         }
@@ -87,17 +99,17 @@ impl<D: Device> Cleaner<D> {
                 let turn = Moving::begin(&self.moving, &self.moved, live.key);
                 let result = self.move_one(writer, live).await;
                 drop(turn);
-                result?;
+                result.map(Step::Moved)
             }
-            Some(_) => {}
+            Some(_) => Ok(Step::Moved(0)),
             None => {
                 let done = self.cleaning.borrow_mut().take();
                 if let Some(done) = done {
                     self.give_up(done.sequence).await;
                 }
+                Ok(Step::Freed)
             }
         }
-        Ok(Step::Worked)
     }
 
     /// Waits until the block of `key` is not being moved.
@@ -126,8 +138,8 @@ impl<D: Device> Cleaner<D> {
     /// Begins with the oldest segment, which stays in the order: none is used again before it. It is
     /// cleaned by the shard that its first block belongs to, which as a rule wrote it.
     fn begin(&self, movable: impl Fn(&Key) -> bool) -> bool {
-        let (ledger, tier) = (&self.shelf.tier.ledger, &self.shelf.tier);
-        if ledger.free_segments(|device| tier.is_usable(device)) >= self.free_min {
+        let ledger = &self.shelf.tier.ledger;
+        if !self.is_behind() {
             return false;
         }
         let Some((segment, sequence)) = ledger.oldest() else { return false };
@@ -142,11 +154,12 @@ impl<D: Device> Cleaner<D> {
         true
     }
 
-    async fn move_one(&self, writer: &Writer<D>, live: Live) -> Result<(), DiskError> {
+    /// Says how many bytes of the device were written for it.
+    async fn move_one(&self, writer: &Writer<D>, live: Live) -> Result<u64, DiskError> {
         let Live { key, place, .. } = live;
         let tier = &self.shelf.tier;
         if !tier.ledger.is_live(&place) {
-            return Ok(());
+            return Ok(0);
         }
         let pages = place.len.div_ceil(PAGE_BYTES as u64) as usize;
         let into = Buffer::Pages(Pages::new(pages));
@@ -156,11 +169,11 @@ impl<D: Device> Cleaner<D> {
         count(&tier.counters.moved, 1);
         if tier.ledger.is_live(&to) {
             (self.shelf.events)(Event::Moved { key, from: place, to });
-            return Ok(());
+            return Ok(span_bytes(place.len));
         }
         // It was forgotten on the way, or its segment given up: the copy is not to be found again.
         let intent = Intent::Tombstone { of: to };
-        writer.append(key, to.version, intent, None).await.map(|_| ())
+        writer.append(key, to.version, intent, None).await.map(|_| span_bytes(place.len))
     }
 }
 

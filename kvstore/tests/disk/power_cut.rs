@@ -146,7 +146,7 @@ fn survive(lives: &[Life], seed: u64) {
     for (number, life) in lives.iter().enumerate() {
         let stale = folder.path().join(format!("stale{number}"));
         copy_index(&index, &stale);
-        let shelf = block_on(Shelf::start(&devices, &index, mode(seed)));
+        let shelf = block_on(Shelf::keeping_free(2, &devices, &index, mode(seed)));
         // Everything acknowledged before the last cut is there, and nothing else.
         for number in 0..life.work.len() as u8 {
             let allowed = book.borrow().get(&key(number)).cloned();

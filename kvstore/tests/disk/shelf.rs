@@ -76,7 +76,18 @@ pub struct Shelf {
 }
 
 impl Shelf {
+    /// One that keeps no segment free: a writer that finds none gives up the oldest as it is.
     pub async fn start(
+        devices: &[FaultDevice],
+        index_dir: &Path,
+        disk_key: Option<DiskKey>,
+    ) -> Shelf {
+        Shelf::keeping_free(0, devices, index_dir, disk_key).await
+    }
+
+    /// One that cleans until so many segments are free.
+    pub async fn keeping_free(
+        free_segments_min: usize,
         devices: &[FaultDevice],
         index_dir: &Path,
         disk_key: Option<DiskKey>,
@@ -105,7 +116,7 @@ impl Shelf {
                 }
             }
         };
-        let limits = Limits { shard: 0, shards: 1, free_segments_min: 2, write_bytes_per_s: None };
+        let limits = Limits { shard: 0, shards: 1, free_segments_min, write_bytes_per_s: None };
         let tier = started.tier.clone();
         let disk = Disk::new(started.tier, devices.to_vec(), limits, events);
         Shelf { disk, known, report: started.report, tier, index: started.index }
