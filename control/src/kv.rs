@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dataplane::kv::{self, Answer, Decoder, Fault, Got, KvError, Name, Request};
+use dataplane::frame::FrameError;
+use dataplane::kv::{self, Answer, Decoder, Fault, Got, Name, Request};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// Longest wait for one answer: a page of large blocks read from a slow disk.
@@ -44,7 +45,7 @@ pub enum DaemonError {
     Lost(io::Error),
     /// What it said is not the native door's wire.
     #[error("what answers is no cgn-kvcached of this version: {0}")]
-    Wire(#[from] KvError),
+    Wire(#[from] FrameError),
     /// It answered another question.
     #[error("the daemon answered something else than was asked; is it of the same version?")]
     Unexpected,

@@ -21,11 +21,11 @@
 //! [`Level`] the blocks held there or faster are closed under prefixes between two batches, and also
 //! after each part of a snapshot: where a block is told, the blocks before it are told too.
 //!
-//! One frame is
+//! A [`frame`](crate::frame)'s payload is
 //!
 //! ```text
-//!  0       4         8      9
-//!  | "CGF1" | len u32 | kind | fields |      len counts kind and fields, little-endian
+//!  0      1
+//!  | kind | fields |
 //! ```
 //!
 //! Numbers are LEB128 varints, texts and lists have their length before them, digests are 16 bytes
@@ -35,11 +35,13 @@ mod decode;
 mod encode;
 mod follow;
 
-pub use decode::{Decoder, FeedError, Take, decode};
+pub use decode::Decoder;
 pub use encode::{Put, encode};
 pub use follow::{Follower, Step};
 
 pub use crate::digest::Digest;
+use crate::frame::Format;
+pub use crate::frame::{Take, decode};
 pub use crate::route::index::Level;
 pub use crate::route::share::Load;
 
@@ -51,6 +53,13 @@ pub const FRAME_MAGIC: [u8; 4] = *b"CGF1";
 pub const FRAME_HEAD_BYTES: usize = 8;
 /// A frame may not be longer: [`DIGESTS_MAX`] digests and a name fit three times over.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Its frames.
+const FORMAT: Format = Format {
+    wire: "the feed",
+    magic: FRAME_MAGIC,
+    head_bytes: FRAME_HEAD_BYTES,
+    payload_bytes_max: FRAME_BYTES_MAX,
+};
 /// Most digests in one frame; what is more goes into several.
 pub const DIGESTS_MAX: usize = 16_384;
 /// Most digests in one [`Warm`], whole ones of 32 bytes: 65,536 tokens in blocks of 16. Of a longer prompt

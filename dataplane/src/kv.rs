@@ -12,11 +12,11 @@
 //! client's own staging memory, a memfd that it passed with its Hello; the daemon copies them, so no client
 //! can change what another reads.
 //!
-//! One frame is
+//! A [`frame`](crate::frame) has the id in its head, and its payload is
 //!
 //! ```text
-//!  0       4         8        16     17
-//!  | "CGK1" | len u32 | id u64 | kind | fields |    len counts kind and fields
+//!  0      1
+//!  | kind | fields |
 //! ```
 //!
 //! All numbers are little-endian and of fixed width; lists and texts have a `u32` count before them; names
@@ -27,9 +27,12 @@ mod encode;
 mod fault;
 pub mod ring;
 
-pub use decode::{Decoder, KvError, Take, decode};
+pub use decode::Decoder;
 pub use encode::{Put, encode};
 pub use fault::Fault;
+
+use crate::frame::Format;
+pub use crate::frame::{Take, decode};
 
 /// Both sides say it first; a daemon that hears another number refuses with [`Fault::Version`].
 pub const VERSION: u32 = 1;
@@ -40,6 +43,13 @@ pub const FRAME_HEAD_BYTES: usize = 16;
 /// A payload may not be longer: [`BATCH_MAX`] names or leases fit many times, and a PUT of as many blocks with
 /// labels of 170 bytes; with longer ones it takes more frames.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Its frames.
+const FORMAT: Format = Format {
+    wire: "cgn-kvcached's native door",
+    magic: FRAME_MAGIC,
+    head_bytes: FRAME_HEAD_BYTES,
+    payload_bytes_max: FRAME_BYTES_MAX,
+};
 /// Most blocks in one frame: 4,096 blocks of 16 tokens are 65,536 tokens of one prompt.
 pub const BATCH_MAX: usize = 4096;
 /// Most lines in one list: with the longest labels they fit into a frame.

@@ -9,12 +9,7 @@
 //!
 //! Both sides are of one version: a message that the other side does not know ends the connection.
 //!
-//! One frame is
-//!
-//! ```text
-//!  0       4         8
-//!  | "CGN1" | len u32 | payload: JSON, `len` bytes (little-endian length) |
-//! ```
+//! The payload of a [`frame`](crate::frame) is one message as JSON.
 //!
 //! This file is sans-IO: bytes in, messages out.
 
@@ -24,12 +19,21 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use usage::{TenantUsage, USAGE_TENANTS_MAX};
 
+use crate::frame::{Cutter, Format, FrameError};
+
 /// First four bytes of each frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"CGN1";
 /// Bytes before the payload.
 pub const FRAME_HEAD_BYTES: usize = 8;
 /// A frame may not be longer: 10,000 workers of 1 KiB each fit, a runaway length does not.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+const FORMAT: Format = Format {
+    wire: "control's local wire",
+    magic: FRAME_MAGIC,
+    head_bytes: FRAME_HEAD_BYTES,
+    payload_bytes_max: FRAME_BYTES_MAX,
+};
 
 /// Which engine speaks behind a worker's URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -344,12 +348,9 @@ pub struct Candidate {
 /// Why bytes from the other side were refused. The connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The first four bytes are not [`FRAME_MAGIC`].
-    #[error("not a Cognitora frame (magic {0:02x?}); is the other side of the same version?")]
-    Magic([u8; 4]),
-    /// The length is over [`FRAME_BYTES_MAX`].
-    #[error("a frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
-    TooLong(usize),
+    /// No frame of this wire.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
     /// The payload is not the message expected.
     #[error("frame payload: {0}")]
     Payload(#[from] serde_json::Error),
@@ -358,7 +359,7 @@ pub enum WireError {
 /// One message as a frame.
 ///
 /// # Errors
-/// [`WireError::TooLong`] when the message would not be accepted by the other side.
+/// [`FrameError::TooLong`] when the message would not be accepted by the other side.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
     let mut frame = Vec::with_capacity(512);
     frame.extend_from_slice(&FRAME_MAGIC);
@@ -370,20 +371,18 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
             frame[4..8].copy_from_slice(&len.to_le_bytes());
             Ok(frame)
         }
-        _ => Err(WireError::TooLong(length)),
+        _ => Err(FrameError::TooLong { bytes: length, max: FRAME_BYTES_MAX }.into()),
     }
 }
 
-/// Cuts a byte stream into messages. Holds at most one incomplete frame.
+/// Cuts a byte stream into messages: a [`Cutter`] of this wire.
 #[derive(Debug, Default)]
-pub struct Decoder {
-    bytes: Vec<u8>,
-}
+pub struct Decoder(Cutter);
 
 impl Decoder {
     /// Takes bytes as they came.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.0.push(bytes);
     }
 
     /// The next whole message, or `None` until more bytes come.
@@ -391,24 +390,8 @@ impl Decoder {
     /// # Errors
     /// Any [`WireError`]; drop the connection, there is no way back into step.
     pub fn poll_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
-        let Some(head) = self.bytes.first_chunk::<FRAME_HEAD_BYTES>() else {
-            return Ok(None);
-        };
-        let [m0, m1, m2, m3, l0, l1, l2, l3] = *head;
-        if [m0, m1, m2, m3] != FRAME_MAGIC {
-            return Err(WireError::Magic([m0, m1, m2, m3]));
-        }
-        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(WireError::TooLong(length));
-        }
-        let end = FRAME_HEAD_BYTES + length;
-        if self.bytes.len() < end {
-            return Ok(None);
-        }
-        let message = serde_json::from_slice(&self.bytes[FRAME_HEAD_BYTES..end])?;
-        self.bytes.drain(..end);
-        Ok(Some(message))
+        let Some(frame) = self.0.poll_frame(&FORMAT)? else { return Ok(None) };
+        Ok(Some(serde_json::from_slice(frame.payload)?))
     }
 }
 
@@ -451,7 +434,10 @@ mod tests {
     fn a_runaway_length_is_refused_before_it_is_waited_for() {
         let mut decoder = Decoder::default();
         decoder.push(b"CGN1\xff\xff\xff\xff");
-        assert!(matches!(decoder.poll_message::<ToPlane>(), Err(WireError::TooLong(_))));
+        assert!(matches!(
+            decoder.poll_message::<ToPlane>(),
+            Err(WireError::Frame(FrameError::TooLong { .. }))
+        ));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dataplane::feed::{Decoder, FeedError, ToAgent, VERSION};
+use dataplane::feed::{Decoder, ToAgent, VERSION};
+use dataplane::frame::FrameError;
 use dataplane::route::share::LOAD_INTERVAL_MS;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -146,7 +147,7 @@ enum RouterError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
-    Feed(#[from] FeedError),
+    Feed(#[from] FrameError),
     #[error("no Hello in time, or something else first")]
     Hello,
     #[error("speaks version {0} of the feed, this agent {VERSION}: run both of one release")]

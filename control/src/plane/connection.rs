@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::frame::FrameError;
 use dataplane::wire::{
     Decoder, FromPlane, Snapshot, ToPlane, USAGE_TENANTS_MAX, WireError, encode,
 };
@@ -110,7 +111,7 @@ async fn tell(
         };
         let frame = match encode(&message) {
             Ok(frame) => frame,
-            Err(WireError::TooLong(bytes)) => {
+            Err(WireError::Frame(FrameError::TooLong { bytes, .. })) => {
                 // The data planes go on with what they have, which beats having nothing.
                 error!(bytes, "a message is too long for the local wire and was not sent");
                 continue;

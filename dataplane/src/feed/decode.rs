@@ -3,271 +3,179 @@
 
 use super::encode::{kind, op};
 use super::{
-    DIGESTS_MAX, Digest, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Known, Level, Load,
-    NAME_BYTES_MAX, OPS_MAX, Op, ToAgent, ToRouter, WARM_DIGESTS_MAX, Warm,
+    DIGESTS_MAX, Digest, FORMAT, Known, Level, Load, NAME_BYTES_MAX, OPS_MAX, Op, ToAgent,
+    ToRouter, WARM_DIGESTS_MAX, Warm,
 };
+use crate::frame::{Cutter, Fields, FrameError, Take};
 
 /// Bytes of a varint of 64 bits.
 const NUMBER_BYTES_MAX: usize = 10;
 
-/// Why bytes of the other side were refused. The connection cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FeedError {
-    /// The first four bytes are not [`FRAME_MAGIC`].
-    #[error("not a frame of the feed (magic {0:02x?}); is the other side of the same version?")]
-    Magic([u8; 4]),
-    /// The length is over [`FRAME_BYTES_MAX`].
-    #[error("a frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
-    TooLong(usize),
-    /// The frame ended within a field.
-    #[error("the frame is torn")]
-    Torn,
-    /// Something stands behind the last field.
-    #[error("the frame goes on behind its last field")]
-    Trailing,
-    /// A field has a value it cannot have.
-    #[error("{0} has a value it cannot have")]
-    Value(&'static str),
-    /// A list or text is longer than allowed.
-    #[error("{0} is over its limit")]
-    Limit(&'static str),
-    /// A kind of frame that is not known here.
-    #[error("a frame of kind {0} is not known here; is the other side of the same version?")]
-    Kind(u8),
-}
-
-/// What can be read from a frame's payload.
-pub trait Take: Sized {
-    /// Reads kind and fields.
-    ///
-    /// # Errors
-    /// Any [`FeedError`]
-    fn take(payload: &[u8]) -> Result<Self, FeedError>;
-}
-
-/// One whole payload as a message.
-///
-/// # Errors
-/// Any [`FeedError`]
-pub fn decode<M: Take>(payload: &[u8]) -> Result<M, FeedError> {
-    M::take(payload)
-}
-
-/// Cuts a byte stream into messages. Holds at most one incomplete frame and what was pushed since.
+/// Cuts a byte stream into messages: a [`Cutter`] of this wire.
 #[derive(Debug, Default)]
-pub struct Decoder {
-    bytes: Vec<u8>,
-    at: usize,
-}
+pub struct Decoder(Cutter);
 
 impl Decoder {
     /// Takes bytes as they came.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.at);
-        self.at = 0;
-        self.bytes.extend_from_slice(bytes);
+        self.0.push(bytes);
     }
 
     /// The next whole message, or `None` until more bytes come.
     ///
     /// # Errors
-    /// Any [`FeedError`]; drop the connection, there is no way back into step.
-    pub fn poll_message<M: Take>(&mut self) -> Result<Option<M>, FeedError> {
+    /// Any [`FrameError`]; drop the connection, there is no way back into step.
+    pub fn poll_message<M: Take>(&mut self) -> Result<Option<M>, FrameError> {
         self.poll_payload()?.map(M::take).transpose()
     }
 
     /// The payload of the next whole frame, or `None` until more bytes come.
     ///
     /// # Errors
-    /// [`FeedError::Magic`] and [`FeedError::TooLong`].
-    pub fn poll_payload(&mut self) -> Result<Option<&[u8]>, FeedError> {
-        let rest = &self.bytes[self.at..];
-        let Some([m0, m1, m2, m3, l0, l1, l2, l3]) = rest.first_chunk::<FRAME_HEAD_BYTES>() else {
-            return Ok(None);
-        };
-        let magic = [*m0, *m1, *m2, *m3];
-        if magic != FRAME_MAGIC {
-            return Err(FeedError::Magic(magic));
-        }
-        let length = u32::from_le_bytes([*l0, *l1, *l2, *l3]) as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(FeedError::TooLong(length));
-        }
-        let begin = self.at + FRAME_HEAD_BYTES;
-        let Some(payload) = self.bytes.get(begin..begin + length) else {
-            return Ok(None);
-        };
-        self.at = begin + length;
-        Ok(Some(payload))
+    /// As [`Cutter::poll_frame`].
+    pub fn poll_payload(&mut self) -> Result<Option<&[u8]>, FrameError> {
+        Ok(self.0.poll_frame(&FORMAT)?.map(|frame| frame.payload))
     }
 }
 
 impl Take for ToAgent {
-    fn take(payload: &[u8]) -> Result<Self, FeedError> {
+    fn take(payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Fields(payload);
         let message = match fields.byte()? {
-            kind::HELLO => ToAgent::Hello { version: fields.number()?, process: fields.text()? },
-            kind::WANT => ToAgent::Want { worker: fields.text()? },
-            kind::LOAD => ToAgent::Load { worker: fields.text()?, load: fields.load()? },
+            kind::HELLO => ToAgent::Hello { version: fields.number()?, process: fields.name()? },
+            kind::WANT => ToAgent::Want { worker: fields.name()? },
+            kind::LOAD => ToAgent::Load { worker: fields.name()?, load: fields.load()? },
             kind::WARM => ToAgent::Warm(Warm {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 ticket: fields.number()?,
                 deadline_ms: fields.number_32("deadline_ms")?,
                 blocks_min: fields.number_32("blocks_min")?,
                 digests: fields.digests()?,
             }),
-            other => return Err(FeedError::Kind(other)),
+            other => return Err(FrameError::Kind(other)),
         };
         fields.end(message)
     }
 }
 
 impl Take for ToRouter {
-    fn take(payload: &[u8]) -> Result<Self, FeedError> {
+    fn take(payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Fields(payload);
         let message = match fields.byte()? {
-            kind::HELLO => ToRouter::Hello { version: fields.number()?, process: fields.text()? },
+            kind::HELLO => ToRouter::Hello { version: fields.number()?, process: fields.name()? },
             kind::STATE => ToRouter::State {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 epoch: fields.number()?,
                 seq: fields.number()?,
                 known: fields.known()?,
                 block_tokens: fields.number_32("block_tokens")?,
             },
             kind::BATCH => ToRouter::Batch {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 epoch: fields.number()?,
                 seq: fields.number()?,
                 ops: fields.ops()?,
             },
             kind::SNAPSHOT => ToRouter::Snapshot {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 epoch: fields.number()?,
                 seq: fields.number()?,
                 part: fields.number_32("part")?,
                 last: fields.flag()?,
                 sets: fields.sets()?,
             },
-            kind::GONE => ToRouter::Gone { worker: fields.text()?, epoch: fields.number()? },
+            kind::GONE => ToRouter::Gone { worker: fields.name()?, epoch: fields.number()? },
             kind::OTHERS => ToRouter::Others {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 load: fields.load()?,
                 routers: fields.number_32("routers")?,
             },
             kind::WARMABLE => ToRouter::Warmable {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 block_tokens: fields.number_32("block_tokens")?,
             },
             kind::WARMED => ToRouter::Warmed {
-                worker: fields.text()?,
+                worker: fields.name()?,
                 ticket: fields.number()?,
                 tokens: fields.number_32("tokens")?,
             },
-            other => return Err(FeedError::Kind(other)),
+            other => return Err(FrameError::Kind(other)),
         };
         fields.end(message)
     }
 }
 
-/// What is left of a payload.
-struct Fields<'a>(&'a [u8]);
-
 impl Fields<'_> {
-    fn end<M>(&self, message: M) -> Result<M, FeedError> {
-        if self.0.is_empty() { Ok(message) } else { Err(FeedError::Trailing) }
-    }
-
-    fn bytes(&mut self, count: usize) -> Result<&[u8], FeedError> {
-        let (head, rest) = self.0.split_at_checked(count).ok_or(FeedError::Torn)?;
-        self.0 = rest;
-        Ok(head)
-    }
-
-    fn byte(&mut self) -> Result<u8, FeedError> {
-        let (&byte, rest) = self.0.split_first().ok_or(FeedError::Torn)?;
-        self.0 = rest;
-        Ok(byte)
-    }
-
     /// Only the shortest form is taken, so that a message has one encoding.
-    fn number(&mut self) -> Result<u64, FeedError> {
+    fn number(&mut self) -> Result<u64, FrameError> {
         let mut number = 0u64;
         for index in 0..NUMBER_BYTES_MAX {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7f);
             let shift = 7 * index as u32;
             if (bits << shift) >> shift != bits || (byte == 0 && index > 0) {
-                return Err(FeedError::Value("a number"));
+                return Err(FrameError::Value("a number"));
             }
             number |= bits << shift;
             if byte & 0x80 == 0 {
                 return Ok(number);
             }
         }
-        Err(FeedError::Value("a number"))
+        Err(FrameError::Value("a number"))
     }
 
-    fn number_32(&mut self, what: &'static str) -> Result<u32, FeedError> {
-        u32::try_from(self.number()?).map_err(|_| FeedError::Value(what))
+    fn number_32(&mut self, what: &'static str) -> Result<u32, FrameError> {
+        u32::try_from(self.number()?).map_err(|_| FrameError::Value(what))
     }
 
-    /// A length of at most `max`.
-    fn length(&mut self, what: &'static str, max: usize) -> Result<usize, FeedError> {
+    /// A length or count of at most `max`.
+    fn number_up_to(&mut self, what: &'static str, max: usize) -> Result<usize, FrameError> {
         match usize::try_from(self.number()?) {
             Ok(length) if length <= max => Ok(length),
-            _ => Err(FeedError::Limit(what)),
+            _ => Err(FrameError::Limit(what)),
         }
     }
 
-    fn text(&mut self) -> Result<String, FeedError> {
-        let length = self.length("a name", NAME_BYTES_MAX)?;
-        let text = std::str::from_utf8(self.bytes(length)?);
-        text.map(str::to_owned).map_err(|_| FeedError::Value("a name"))
+    fn name(&mut self) -> Result<String, FrameError> {
+        let length = self.number_up_to("a name", NAME_BYTES_MAX)?;
+        self.utf8("a name", length)
     }
 
-    fn flag(&mut self) -> Result<bool, FeedError> {
-        match self.byte()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(FeedError::Value("last")),
-        }
-    }
-
-    fn known(&mut self) -> Result<Known, FeedError> {
+    fn known(&mut self) -> Result<Known, FrameError> {
         match self.byte()? {
             0 => Ok(Known::None),
             1 => Ok(Known::Partial),
             2 => Ok(Known::Whole),
-            _ => Err(FeedError::Value("known")),
+            _ => Err(FrameError::Value("known")),
         }
     }
 
     /// Out of bounds is refused: an honest side keeps to them.
-    fn load(&mut self) -> Result<Load, FeedError> {
+    fn load(&mut self) -> Result<Load, FrameError> {
         let load = Load {
             inflight: self.number_32("inflight")?,
             waiting: self.number_32("waiting")?,
             queued_us: self.number()?,
         };
-        if load == load.bounded() { Ok(load) } else { Err(FeedError::Value("a load")) }
+        if load == load.bounded() { Ok(load) } else { Err(FrameError::Value("a load")) }
     }
 
     /// Whole digests, as a prompt's blocks are asked for.
-    fn digests(&mut self) -> Result<Vec<Digest>, FeedError> {
-        let length = self.length("the digests of a prompt", WARM_DIGESTS_MAX)?;
-        let (chunks, _) = self.bytes(length * 32)?.as_chunks::<32>();
+    fn digests(&mut self) -> Result<Vec<Digest>, FrameError> {
+        let length = self.number_up_to("the digests of a prompt", WARM_DIGESTS_MAX)?;
+        let (chunks, _) = self.slice(length * 32)?.as_chunks::<32>();
         Ok(chunks.iter().map(|chunk| Digest(*chunk)).collect())
     }
 
-    fn ops(&mut self) -> Result<Vec<Op>, FeedError> {
-        let count = self.length("the list of changes", OPS_MAX)?;
+    fn ops(&mut self) -> Result<Vec<Op>, FrameError> {
+        let count = self.number_up_to("the list of changes", OPS_MAX)?;
         let mut ops = Vec::with_capacity(count);
         let mut digests_left = DIGESTS_MAX;
         for _ in 0..count {
             let tag = self.byte()?;
-            let length = self.length("the digests of a frame", digests_left)?;
+            let length = self.number_up_to("the digests of a frame", digests_left)?;
             digests_left -= length;
-            let (chunks, _) = self.bytes(length * 16)?.as_chunks::<16>();
+            let (chunks, _) = self.slice(length * 16)?.as_chunks::<16>();
             let digests = chunks.iter().map(|chunk| u128::from_le_bytes(*chunk)).collect();
             ops.push(match tag {
                 op::SET_GPU => Op::Set { level: Level::Gpu, digests },
@@ -275,17 +183,17 @@ impl Fields<'_> {
                 op::SET_DISK => Op::Set { level: Level::Disk, digests },
                 op::REMOVE => Op::Remove { digests },
                 op::CLEAR if digests.is_empty() => Op::Clear,
-                _ => return Err(FeedError::Value("a change")),
+                _ => return Err(FrameError::Value("a change")),
             });
         }
         Ok(ops)
     }
 
-    fn sets(&mut self) -> Result<Vec<Op>, FeedError> {
+    fn sets(&mut self) -> Result<Vec<Op>, FrameError> {
         let ops = self.ops()?;
         match ops.iter().all(|op| matches!(op, Op::Set { .. })) {
             true => Ok(ops),
-            false => Err(FeedError::Value("a part of a snapshot")),
+            false => Err(FrameError::Value("a part of a snapshot")),
         }
     }
 }
@@ -294,7 +202,7 @@ impl Fields<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{VERSION, encode};
+    use super::super::{FRAME_HEAD_BYTES, VERSION, decode, encode};
     use super::*;
 
     fn digests() -> impl Strategy<Value = Vec<u128>> {
@@ -435,7 +343,7 @@ mod tests {
         assert_eq!(told, b"CGF1\x08\0\0\0\x09\x05n/d/0\x10");
         let over = encode(&ToAgent::Warm(warm(WARM_DIGESTS_MAX + 1)));
         let heard = decode::<ToAgent>(&over[FRAME_HEAD_BYTES..]);
-        assert_eq!(heard, Err(FeedError::Limit("the digests of a prompt")));
+        assert_eq!(heard, Err(FrameError::Limit("the digests of a prompt")));
     }
 
     #[test]
@@ -458,7 +366,7 @@ mod tests {
             assert!(decode::<ToAgent>(&payload).is_err(), "{fields:?}");
         }
         let many = [kind::LOAD, 1, b'w', 0x81, 0x80, 0x40, 0, 0];
-        assert_eq!(decode::<ToAgent>(&many), Err(FeedError::Value("a load")));
+        assert_eq!(decode::<ToAgent>(&many), Err(FrameError::Value("a load")));
     }
 
     #[test]
@@ -478,12 +386,12 @@ mod tests {
     fn lengths_are_refused_before_they_are_waited_for() {
         let mut decoder = Decoder::default();
         decoder.push(b"CGF1\xff\xff\xff\xff");
-        assert!(matches!(decoder.poll_payload(), Err(FeedError::TooLong(_))));
+        assert!(matches!(decoder.poll_payload(), Err(FrameError::TooLong { .. })));
         let mut decoder = Decoder::default();
         decoder.push(b"CGN1\0\0\0\0");
-        assert!(matches!(decoder.poll_payload(), Err(FeedError::Magic(_))));
+        assert!(matches!(decoder.poll_payload(), Err(FrameError::Magic { .. })));
         let mut long = vec![kind::BATCH, 0, 0, 0, 1, op::SET_GPU];
         long.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
-        assert_eq!(decode::<ToRouter>(&long), Err(FeedError::Limit("the digests of a frame")));
+        assert_eq!(decode::<ToRouter>(&long), Err(FrameError::Limit("the digests of a frame")));
     }
 }

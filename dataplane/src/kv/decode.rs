@@ -3,110 +3,38 @@
 
 use super::encode::{got, kind};
 use super::{
-    Answer, BATCH_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FRAME_MAGIC, Fault, Got, LABEL_BYTES_MAX,
-    Listed, NAMESPACE_BYTES_MAX, Name, Place, Request, STATS_MAX, Staged, TEXT_BYTES_MAX, Tier,
+    Answer, BATCH_MAX, FORMAT, Fault, Got, LABEL_BYTES_MAX, Listed, NAMESPACE_BYTES_MAX, Name,
+    Place, Request, STATS_MAX, Staged, TEXT_BYTES_MAX, Tier,
 };
+use crate::frame::{Cutter, Fields, FrameError, Take};
 
-/// Why bytes of the other side were refused. The connection cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KvError {
-    /// The first four bytes are not [`FRAME_MAGIC`].
-    #[error("not a frame of the native door (magic {0:02x?}); is this the socket of cgn-kvcached?")]
-    Magic([u8; 4]),
-    /// The length is over [`FRAME_BYTES_MAX`].
-    #[error("a frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
-    TooLong(usize),
-    /// The frame ended within a field.
-    #[error("the frame is torn")]
-    Torn,
-    /// Something stands behind the last field.
-    #[error("the frame goes on behind its last field")]
-    Trailing,
-    /// A field has a value it cannot have.
-    #[error("{0} has a value it cannot have")]
-    Value(&'static str),
-    /// A list or text is longer than allowed.
-    #[error("{0} is over its limit")]
-    Limit(&'static str),
-    /// A kind of frame that is not known here.
-    #[error("a frame of kind {0} is not known here; is the other side of the same version?")]
-    Kind(u8),
-}
-
-/// What can be read from a frame's payload.
-pub trait Take: Sized {
-    /// Reads kind and fields.
-    ///
-    /// # Errors
-    /// Any [`KvError`]
-    fn take(payload: &[u8]) -> Result<Self, KvError>;
-}
-
-/// One whole payload as a message.
-///
-/// # Errors
-/// Any [`KvError`]
-pub fn decode<M: Take>(payload: &[u8]) -> Result<M, KvError> {
-    M::take(payload)
-}
-
-/// Cuts a byte stream into frames. Holds at most one incomplete frame and what was pushed since.
+/// Cuts a byte stream into frames: a [`Cutter`] of this wire.
 #[derive(Debug, Default)]
-pub struct Decoder {
-    bytes: Vec<u8>,
-    at: usize,
-}
+pub struct Decoder(Cutter);
 
 impl Decoder {
     /// Takes bytes as they came.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.at);
-        self.at = 0;
-        self.bytes.extend_from_slice(bytes);
+        self.0.push(bytes);
     }
 
     /// Bytes held that no frame was made of yet.
     pub fn held_bytes(&self) -> usize {
-        self.bytes.len() - self.at
+        self.0.held_bytes()
     }
 
     /// Id and payload of the next whole frame, or `None` until more bytes come.
     ///
     /// # Errors
-    /// [`KvError::Magic`] and [`KvError::TooLong`]: hang up, there is no way back into step.
-    pub fn poll_frame(&mut self) -> Result<Option<(u64, &[u8])>, KvError> {
-        let rest = &self.bytes[self.at..];
-        let Some(head) = rest.first_chunk::<FRAME_HEAD_BYTES>() else {
-            // A foreign client is told apart before it has sent a whole head.
-            let begun = &rest[..rest.len().min(FRAME_MAGIC.len())];
-            if !FRAME_MAGIC.starts_with(begun) {
-                let mut magic = [0; 4];
-                magic[..begun.len()].copy_from_slice(begun);
-                return Err(KvError::Magic(magic));
-            }
-            return Ok(None);
-        };
-        let mut fields = Fields(head);
-        let magic = fields.array()?;
-        if magic != FRAME_MAGIC {
-            return Err(KvError::Magic(magic));
-        }
-        let length = fields.u32()? as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(KvError::TooLong(length));
-        }
-        let id = fields.u64()?;
-        let begin = self.at + FRAME_HEAD_BYTES;
-        let Some(payload) = self.bytes.get(begin..begin + length) else {
-            return Ok(None);
-        };
-        self.at = begin + length;
-        Ok(Some((id, payload)))
+    /// As [`Cutter::poll_frame`].
+    pub fn poll_frame(&mut self) -> Result<Option<(u64, &[u8])>, FrameError> {
+        let Some(frame) = self.0.poll_frame(&FORMAT)? else { return Ok(None) };
+        Ok(Some((Fields(frame.head).u64()?, frame.payload)))
     }
 }
 
 impl Take for Request {
-    fn take(payload: &[u8]) -> Result<Self, KvError> {
+    fn take(payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Fields(payload);
         let message = match fields.byte()? {
             kind::HELLO => Request::Hello {
@@ -146,14 +74,14 @@ impl Take for Request {
             },
             kind::DRAIN => Request::Drain,
             kind::WAKE => Request::Wake,
-            other => return Err(KvError::Kind(other)),
+            other => return Err(FrameError::Kind(other)),
         };
         fields.end(message)
     }
 }
 
 impl Take for Answer {
-    fn take(payload: &[u8]) -> Result<Self, KvError> {
+    fn take(payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Fields(payload);
         let message = match fields.byte()? {
             kind::HELLO => Answer::Hello {
@@ -186,75 +114,42 @@ impl Take for Answer {
                 fault: fields.fault()?,
                 text: fields.text("an error's text", TEXT_BYTES_MAX)?,
             },
-            other => return Err(KvError::Kind(other)),
+            other => return Err(FrameError::Kind(other)),
         };
         fields.end(message)
     }
 }
 
-/// What is left of a payload.
-struct Fields<'a>(&'a [u8]);
-
 impl<'a> Fields<'a> {
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], KvError> {
-        let (field, rest) = self.0.split_at_checked(length).ok_or(KvError::Torn)?;
-        self.0 = rest;
-        Ok(field)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], KvError> {
-        let (field, rest) = self.0.split_first_chunk::<N>().ok_or(KvError::Torn)?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
-    fn byte(&mut self) -> Result<u8, KvError> {
-        let [byte] = self.array()?;
-        Ok(byte)
-    }
-
-    fn u32(&mut self) -> Result<u32, KvError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, KvError> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn flag(&mut self) -> Result<bool, KvError> {
-        match self.byte()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(KvError::Value("a flag")),
-        }
-    }
-
     fn option<T>(
         &mut self,
-        take: fn(&mut Self) -> Result<T, KvError>,
-    ) -> Result<Option<T>, KvError> {
+        take: fn(&mut Self) -> Result<T, FrameError>,
+    ) -> Result<Option<T>, FrameError> {
         if self.flag()? { take(self).map(Some) } else { Ok(None) }
     }
 
-    fn bytes(&mut self, what: &'static str, max: usize) -> Result<&'a [u8], KvError> {
+    /// A length or count of at most `max`.
+    fn length(&mut self, what: &'static str, max: usize) -> Result<usize, FrameError> {
         let length = self.u32()? as usize;
-        if length > max {
-            return Err(KvError::Limit(what));
-        }
+        if length > max { Err(FrameError::Limit(what)) } else { Ok(length) }
+    }
+
+    fn bytes(&mut self, what: &'static str, max: usize) -> Result<&'a [u8], FrameError> {
+        let length = self.length(what, max)?;
         self.slice(length)
     }
 
-    fn text(&mut self, what: &'static str, max: usize) -> Result<String, KvError> {
-        let bytes = self.bytes(what, max)?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| KvError::Value(what))
+    fn text(&mut self, what: &'static str, max: usize) -> Result<String, FrameError> {
+        let length = self.length(what, max)?;
+        self.utf8(what, length)
     }
 
     fn list<T>(
         &mut self,
         what: &'static str,
         item_bytes_min: usize,
-        take: fn(&mut Self) -> Result<T, KvError>,
-    ) -> Result<Vec<T>, KvError> {
+        take: fn(&mut Self) -> Result<T, FrameError>,
+    ) -> Result<Vec<T>, FrameError> {
         self.list_up_to(what, BATCH_MAX, item_bytes_min, take)
     }
 
@@ -264,61 +159,55 @@ impl<'a> Fields<'a> {
         what: &'static str,
         max: usize,
         item_bytes_min: usize,
-        take: fn(&mut Self) -> Result<T, KvError>,
-    ) -> Result<Vec<T>, KvError> {
-        let count = self.u32()? as usize;
-        if count > max {
-            return Err(KvError::Limit(what));
-        }
+        take: fn(&mut Self) -> Result<T, FrameError>,
+    ) -> Result<Vec<T>, FrameError> {
+        let count = self.length(what, max)?;
         if count * item_bytes_min > self.0.len() {
-            return Err(KvError::Torn);
+            return Err(FrameError::Torn);
         }
         (0..count).map(|_| take(self)).collect()
     }
 
-    fn names(&mut self) -> Result<Vec<Name>, KvError> {
-        let count = self.u32()? as usize;
-        if count > BATCH_MAX {
-            return Err(KvError::Limit("names"));
-        }
+    fn names(&mut self) -> Result<Vec<Name>, FrameError> {
+        let count = self.length("names", BATCH_MAX)?;
         let (names, _) = self.slice(count * size_of::<Name>())?.as_chunks();
         Ok(names.to_vec())
     }
 
-    fn place(&mut self) -> Result<Place, KvError> {
+    fn place(&mut self) -> Result<Place, FrameError> {
         Ok((self.array()?, self.array()?))
     }
 
-    fn tier(&mut self) -> Result<Tier, KvError> {
-        Tier::from_number(self.byte()?).ok_or(KvError::Value("a tier"))
+    fn tier(&mut self) -> Result<Tier, FrameError> {
+        Tier::from_number(self.byte()?).ok_or(FrameError::Value("a tier"))
     }
 
-    fn fault(&mut self) -> Result<Fault, KvError> {
-        Fault::from_number(self.byte()?).ok_or(KvError::Value("a fault"))
+    fn fault(&mut self) -> Result<Fault, FrameError> {
+        Fault::from_number(self.byte()?).ok_or(FrameError::Value("a fault"))
     }
 
-    fn result(&mut self) -> Result<Result<bool, Fault>, KvError> {
+    fn result(&mut self) -> Result<Result<bool, Fault>, FrameError> {
         match self.byte()? {
             0 => Ok(Ok(false)),
             1 => Ok(Ok(true)),
             number => {
-                Fault::from_number(number - 1).map(Err).ok_or(KvError::Value("a block's result"))
+                Fault::from_number(number - 1).map(Err).ok_or(FrameError::Value("a block's result"))
             }
         }
     }
 
-    fn got(&mut self) -> Result<Got, KvError> {
+    fn got(&mut self) -> Result<Got, FrameError> {
         match self.byte()? {
             got::MISSING => Ok(Got::Missing),
             got::LEASED => {
                 Ok(Got::Leased { lease: self.u64()?, offset: self.u64()?, len: self.u64()? })
             }
             got::FAILED => Ok(Got::Failed(self.fault()?)),
-            _ => Err(KvError::Value("what was got")),
+            _ => Err(FrameError::Value("what was got")),
         }
     }
 
-    fn staged(&mut self) -> Result<Staged, KvError> {
+    fn staged(&mut self) -> Result<Staged, FrameError> {
         Ok(Staged {
             name: self.array()?,
             parent: self.option(Fields::array)?,
@@ -328,7 +217,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn listed(&mut self) -> Result<Listed, KvError> {
+    fn listed(&mut self) -> Result<Listed, FrameError> {
         Ok(Listed {
             place: self.place()?,
             tier: self.tier()?,
@@ -336,10 +225,6 @@ impl<'a> Fields<'a> {
             len: self.u64()?,
             label: self.bytes("a label", LABEL_BYTES_MAX)?.to_vec(),
         })
-    }
-
-    fn end<M>(self, message: M) -> Result<M, KvError> {
-        if self.0.is_empty() { Ok(message) } else { Err(KvError::Trailing) }
     }
 }
 

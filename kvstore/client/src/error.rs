@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use dataplane::kv::{Fault, KvError};
+use dataplane::frame::FrameError;
+use dataplane::kv::Fault;
 
 /// One reason.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ pub enum Error {
     TimedOut(u128),
     /// What came is not the wire of the native door.
     #[error("the daemon's answer cannot be read: {0}")]
-    Wire(#[from] KvError),
+    Wire(#[from] FrameError),
     /// The daemon refused the request as a whole.
     #[error("{fault}: {text}")]
     Refused {

@@ -13,8 +13,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use dataplane::frame::FrameError;
 use dataplane::kv::ring::RING_BYTES;
-use dataplane::kv::{self, Answer, BATCH_MAX, Decoder, Fault, KvError, Request, VERSION};
+use dataplane::kv::{self, Answer, BATCH_MAX, Decoder, Fault, Request, VERSION};
 
 use super::answer::{Client, answer};
 use super::door::{Guest, Hall};
@@ -45,7 +46,7 @@ type Work = Pin<Box<dyn Future<Output = (u64, Answer)>>>;
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("{0}")]
-    Wire(#[from] KvError),
+    Wire(#[from] FrameError),
     #[error("{0}")]
     Ring(#[from] OutOfStep),
     #[error("{0}")]

@@ -7,7 +7,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use dataplane::kv::{self, Answer, Decoder, Fault, KvError, Request, VERSION};
+use dataplane::frame::FrameError;
+use dataplane::kv::{self, Answer, Decoder, Fault, Request, VERSION};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -29,7 +30,7 @@ pub enum GreetingError {
     Gone(#[from] std::io::Error),
     /// It does not speak the wire.
     #[error("not a client of the native door: {0}")]
-    Wire(#[from] KvError),
+    Wire(#[from] FrameError),
     /// It is refused, with these words.
     #[error("{0}: {1}")]
     Refused(Fault, String),
@@ -78,7 +79,9 @@ pub async fn hear(stream: &Stream, socket: BorrowedFd<'_>) -> Result<Hello, Gree
         let held = decoder.held_bytes();
         let (id, request) = match decoder.poll_frame()? {
             Some((id, payload)) => (id, kv::decode(payload)?),
-            None if held >= HELLO_BYTES_MAX => return Err(KvError::TooLong(held).into()),
+            None if held >= HELLO_BYTES_MAX => {
+                return Err(FrameError::TooLong { bytes: held, max: HELLO_BYTES_MAX }.into());
+            }
             None => continue,
         };
         let Request::Hello { version, namespace, client, staging_bytes, ring } = request else {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use dataplane::feed::{Decoder, FeedError, Follower, Op, Step, ToAgent, ToRouter, VERSION, encode};
+use dataplane::feed::{Decoder, Follower, Op, Step, ToAgent, ToRouter, VERSION, encode};
+use dataplane::frame::FrameError;
 use dataplane::route::index::{Index, WorkerNumber};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::{TcpStream, UnixStream};
@@ -40,7 +41,7 @@ pub enum LineError {
     Io(#[from] io::Error),
     /// What it says is no feed.
     #[error("{0}")]
-    Feed(#[from] FeedError),
+    Feed(#[from] FrameError),
     /// It does not say hello, or in another version.
     #[error("the agent speaks another version of the feed ({0}); this router speaks {VERSION}")]
     Version(u64),

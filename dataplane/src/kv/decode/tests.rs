@@ -5,7 +5,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv::{Put, VERSION, encode};
+use crate::kv::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, Put, VERSION, decode, encode};
 
 fn name() -> impl Strategy<Value = Name> {
     any::<Name>()
@@ -119,7 +119,7 @@ fn answer() -> impl Strategy<Value = Answer> {
 }
 
 /// The only frame of a stream.
-fn read<M: Take>(bytes: &[u8]) -> (u64, Result<M, KvError>) {
+fn read<M: Take>(bytes: &[u8]) -> (u64, Result<M, FrameError>) {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
     let (id, payload) = decoder.poll_frame().unwrap().unwrap();
@@ -201,13 +201,13 @@ fn foreign_bytes_are_refused_at_once() {
     decoder.push(b"CG");
     assert_eq!(decoder.poll_frame(), Ok(None));
     decoder.push(b"N1");
-    assert!(matches!(decoder.poll_frame(), Err(KvError::Magic(_))));
+    assert!(matches!(decoder.poll_frame(), Err(FrameError::Magic { .. })));
     let mut decoder = Decoder::default();
     decoder.push(b"G");
-    assert!(matches!(decoder.poll_frame(), Err(KvError::Magic(_))));
+    assert!(matches!(decoder.poll_frame(), Err(FrameError::Magic { .. })));
     let mut decoder = Decoder::default();
     decoder.push(b"CGK1\xff\xff\xff\xff01234567");
-    assert!(matches!(decoder.poll_frame(), Err(KvError::TooLong(_))));
+    assert!(matches!(decoder.poll_frame(), Err(FrameError::TooLong { .. })));
 }
 
 #[test]
@@ -233,20 +233,20 @@ fn limits_hold_and_what_is_within_them_fits() {
     assert_eq!(read(&written(8, &list)), (8, Ok(list)));
     assert_eq!(read(&bytes), (7, Ok(put(BATCH_MAX))));
     let bytes = written(7, &put(BATCH_MAX + 1));
-    assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("blocks")));
+    assert_eq!(read::<Request>(&bytes).1, Err(FrameError::Limit("blocks")));
     let bytes = written(7, &Request::Lookup { names: vec![[0; 32]; BATCH_MAX + 1] });
-    assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("names")));
+    assert_eq!(read::<Request>(&bytes).1, Err(FrameError::Limit("names")));
     let mut long = block.clone();
     long.label = vec![0; LABEL_BYTES_MAX + 1];
     let bytes = written(7, &Request::Put { durable: false, blocks: vec![long] });
-    assert_eq!(read::<Request>(&bytes).1, Err(KvError::Limit("a label")));
+    assert_eq!(read::<Request>(&bytes).1, Err(FrameError::Limit("a label")));
 }
 
 #[test]
 fn a_count_is_not_believed() {
     let mut payload = vec![kind::RELEASE];
     payload.extend_from_slice(&4096u32.to_le_bytes());
-    assert_eq!(decode::<Request>(&payload), Err(KvError::Torn));
+    assert_eq!(decode::<Request>(&payload), Err(FrameError::Torn));
     let hello = Request::Hello {
         version: VERSION,
         namespace: "m".into(),
@@ -256,5 +256,5 @@ fn a_count_is_not_believed() {
     };
     let mut bytes = written(0, &hello);
     bytes.push(0);
-    assert_eq!(decode::<Request>(&bytes[FRAME_HEAD_BYTES..]), Err(KvError::Trailing));
+    assert_eq!(decode::<Request>(&bytes[FRAME_HEAD_BYTES..]), Err(FrameError::Trailing));
 }
