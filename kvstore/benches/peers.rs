@@ -85,8 +85,13 @@ fn source(folder: &Path) {
         block_on(async {
             let mut slot = store.reserve(key(number), BLOCK_BYTES).await.unwrap();
             slot.bytes_mut().fill(number as u8);
-            let about =
-                About { key: key(number), parent: None, label: [].into(), is_durable: false };
+            let about = About {
+                key: key(number),
+                parent: None,
+                label: [].into(),
+                is_durable: false,
+                hash: None,
+            };
             store.commit(slot, about).await.unwrap();
         });
         peers.added(&key(number));

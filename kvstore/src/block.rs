@@ -132,14 +132,9 @@ impl Block {
         self.region.offset()
     }
 
-    /// BLAKE3 of its bytes, if it was computed.
-    pub fn known_hash(&self) -> Option<[u8; 32]> {
-        self.hash.get().copied()
-    }
-
-    /// Takes what was computed of its bytes, unless that is known.
-    pub fn note_hash(&self, hash: [u8; 32]) {
-        let _ = self.hash.set(hash);
+    /// BLAKE3 of its bytes, once somebody computed it.
+    pub fn known_hash(&self) -> &OnceLock<[u8; 32]> {
+        &self.hash
     }
 
     /// BLAKE3 of its bytes, computed when it is first asked for: before the block leaves RAM.

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -178,7 +178,8 @@ impl<D: Device> Disk<D> {
             namespace: block.namespace().name.as_str().into(),
             label: block.label().into(),
         };
-        self.write_buffer(block.key(), about, &|| Buffer::Lease(block.clone())).await
+        let source = || Buffer::Lease(block.clone());
+        self.write_hashed(block.key(), about, block.known_hash(), &source).await
     }
 
     /// As [`Disk::write`], from other memory: whole pages, `about.len` bytes and zeros. The hash in
@@ -192,8 +193,19 @@ impl<D: Device> Disk<D> {
         about: About,
         source: &dyn Fn() -> Buffer,
     ) -> Result<Place, DiskError> {
+        self.write_hashed(key, about, &OnceLock::new(), source).await
+    }
+
+    /// `hash` is that of the bytes, or where it goes.
+    async fn write_hashed(
+        &self,
+        key: Key,
+        about: About,
+        hash: &OnceLock<[u8; 32]>,
+        source: &dyn Fn() -> Buffer,
+    ) -> Result<Place, DiskError> {
         let writing = self.begin_write(key).await;
-        let place = self.writer.write(key, about, source).await?;
+        let place = self.writer.write(key, about, hash, source).await?;
         drop(writing);
         self.keep_room(record::span_bytes(place.len)).await;
         Ok(place)

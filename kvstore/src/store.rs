@@ -47,6 +47,8 @@ pub struct About {
     pub label: Box<[u8]>,
     /// Answer only when it is on disk.
     pub is_durable: bool,
+    /// BLAKE3 of its bytes, if who stores it has computed it.
+    pub hash: Option<[u8; 32]>,
 }
 
 /// A block, as `cgnctl kv ls` shows it.

@@ -30,6 +30,7 @@ fn about(number: u64, parent: Option<u64>) -> About {
         parent: parent.map(key),
         label: number.to_string().into_bytes().into(),
         is_durable: false,
+        hash: None,
     }
 }
 
@@ -183,7 +184,13 @@ fn a_namespace_stays_within_its_quota_and_leaves_others_alone() {
     let other = Key::new(NamespaceId::of("other"), Name::of(b"o"));
     block_on(async {
         let slot = store.reserve(other, 1 << 20).await.unwrap();
-        let about = About { key: other, parent: None, label: Box::default(), is_durable: false };
+        let about = About {
+            key: other,
+            parent: None,
+            label: Box::default(),
+            is_durable: false,
+            hash: None,
+        };
         store.commit(slot, about).await.unwrap();
     });
     for number in 0..40 {

@@ -47,11 +47,14 @@ fn put(
     bytes: &[u8],
     is_durable: bool,
 ) -> Result<(), StoreError> {
+    let (parent, label) = (parent.map(key), number.to_string().into_bytes().into());
+    put_about(store, About { key: key(number), parent, label, is_durable, hash: None }, bytes)
+}
+
+fn put_about(store: &Store, about: About, bytes: &[u8]) -> Result<(), StoreError> {
     block_on(async {
-        let mut slot = store.reserve(key(number), bytes.len()).await?;
+        let mut slot = store.reserve(about.key, bytes.len()).await?;
         slot.bytes_mut().copy_from_slice(bytes);
-        let label = number.to_string().into_bytes().into();
-        let about = About { key: key(number), parent: parent.map(key), label, is_durable };
         store.commit(slot, about).await
     })
 }
@@ -193,6 +196,28 @@ fn what_was_used_in_ram_outlives_on_disk_what_nobody_used() {
     assert_eq!(tier(&store, 2), None);
     assert_eq!(tier(&store, 1), Some(Tier::Disk));
     assert!(get(&store, 1) == Some(value(1, 1 << 20)));
+    server.stop();
+}
+
+#[test]
+fn a_hash_that_came_with_a_block_goes_to_the_disk_and_is_checked_there() {
+    let folder = folder();
+    let server = start(folder.path(), "");
+    let store = open(&server);
+    let bytes = value(1, 1 << 20);
+    let right = *blake3::hash(&bytes).as_bytes();
+    // Between the hash and the disk the memory went bad.
+    for (number, hash) in [(1, right), (2, [7; 32])] {
+        let (key, label, hash) = (key(number), Box::default(), Some(hash));
+        let about = About { key, parent: None, label, is_durable: true, hash };
+        put_about(&store, about, &bytes).unwrap();
+    }
+    for number in 3..30 {
+        put(&store, number, None, &value(number, 1 << 20), true).unwrap();
+    }
+    assert_eq!((tier(&store, 1), tier(&store, 2)), (Some(Tier::Disk), Some(Tier::Disk)));
+    assert!(get(&store, 1) == Some(bytes));
+    assert_eq!(get(&store, 2), None);
     server.stop();
 }
 

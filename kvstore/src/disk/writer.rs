@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_lite::future;
 
@@ -108,7 +108,7 @@ impl<D: Device> Writer<D> {
         self.open.take();
     }
 
-    /// Writes a block and waits until it is durable. Its hash is computed here.
+    /// Writes a block and waits until it is durable. Its hash is computed here, unless it is `known`.
     ///
     /// # Errors
     /// [`DiskError`].
@@ -116,23 +116,26 @@ impl<D: Device> Writer<D> {
         &self,
         key: Key,
         mut about: About,
+        known: &OnceLock<[u8; 32]>,
         source: &dyn Fn() -> Buffer,
     ) -> Result<Place, DiskError> {
         if about.label.len() > LABEL_BYTES_MAX || about.namespace.len() > NAME_BYTES_MAX {
             return Err(DiskError::LabelTooLong);
         }
         let len = about.len;
-        let mut is_hashed = false;
         for attempt in 1.. {
             let version = self.shelf.tier.ledger.next_version();
             let value = source();
-            if !is_hashed {
+            if known.get().is_none() {
                 // Outside the segment's order: a slow hash would keep those behind it waiting. One block
                 // after the other: if all went forward by turns, all would end at the same time, and
                 // the device would wait for the last and then be given everything at once.
                 let _turn = self.hashing.take().await;
-                about.hash = hash(value.bytes().get(..len as usize).unwrap_or_default()).await;
-                is_hashed = true;
+                let hash = hash(value.bytes().get(..len as usize).unwrap_or_default()).await;
+                let _ = known.set(hash);
+            }
+            if let Some(hash) = known.get() {
+                about.hash = *hash;
             }
             let intent = Intent::Value(about.clone());
             match self.append(key, version, intent, Some(value)).await {

@@ -90,7 +90,7 @@ impl Client {
         let mut slot = self.store.reserve(key, len).await.map_err(|error| fault(&error))?;
         staging.copy(block.offset, &mut slot).await?;
         let parent = block.parent.map(|name| self.key(name));
-        let about = About { key, parent, label: block.label.into(), is_durable };
+        let about = About { key, parent, label: block.label.into(), is_durable, hash: None };
         self.store.commit(slot, about).await.map_err(|error| fault(&error))?;
         Ok(true)
     }

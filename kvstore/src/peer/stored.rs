@@ -77,7 +77,8 @@ impl Blocks for Store {
             }
             None => None,
         };
-        let about = About { key, parent, label: head.label, is_durable: false };
+        let (label, hash) = (head.label, Some(head.hash));
+        let about = About { key, parent, label, is_durable: false, hash };
         Store::commit(self, slot.0, about).await.map_err(|_| NotKept)
     }
 }

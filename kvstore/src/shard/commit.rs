@@ -24,7 +24,10 @@ impl Shard {
         {
             return Err(StoreError::ParentMissing);
         }
-        let block = Block::seal(slot, about.key, about.parent, about.label);
+        let mut block = Block::seal(slot, about.key, about.parent, about.label);
+        if let Some(hash) = about.hash {
+            block = block.with_hash(hash);
+        }
         self.house.stats.stored(block.len() as u64);
         let is_through = block.namespace().rules().write == WritePolicy::Through;
         let old_place =

@@ -66,11 +66,5 @@ async fn is_right(block: &Block) -> bool {
         breath().await;
     }
     let hash = *hasher.finalize().as_bytes();
-    match block.known_hash() {
-        Some(known) => known == hash,
-        None => {
-            block.note_hash(hash);
-            true
-        }
-    }
+    *block.known_hash().get_or_init(|| hash) == hash
 }

@@ -115,7 +115,7 @@ impl Call<'_> {
     }
 
     async fn commit(&mut self, slot: Slot, key: Key, label: &[u8]) -> Result<(), Refusal> {
-        let about = About { key, parent: None, label: label.into(), is_durable: false };
+        let about = About { key, parent: None, label: label.into(), is_durable: false, hash: None };
         self.client.store.commit(slot, about).await.map_err(refuse)
     }
 
