@@ -1,7 +1,8 @@
 //! The NVMe tier beside `fio`, in one run: the same file system, block size, depth and bytes.
 //!
 //! `cargo bench --workspace --bench disk -- --folder=FOLDER` (default: a temporary folder). With
-//! `--only=fio,ring` others are left out, with `--writes` nothing is read. Rounds alternate; the ratios
+//! `--only=fio,ring` others are left out, with `--writes` nothing is read, with `--huge` the tier's memory
+//! is huge pages (256 of them free: `sysctl vm.nr_hugepages=256`), and so is one `fio`'s. Rounds alternate; the ratios
 //! of each round and their median are printed. `fio` reads and writes bytes that nobody looks
 //! at; the tier hashes each block, writes its record, and says when it is durable. Two ways to the
 //! device are compared: glommio's `DmaFile`, which copies, and the ring of our own, which does not.
@@ -128,6 +129,11 @@ struct Bench<D> {
     namespace: std::sync::Arc<Namespace>,
 }
 
+/// Whether memory is huge pages, as by `kv.huge_pages`.
+fn is_huge() -> bool {
+    std::env::args().any(|argument| argument == "--huge")
+}
+
 fn key(number: usize) -> Key {
     Key::new(NamespaceId::of("bench"), Name::of(&number.to_le_bytes()))
 }
@@ -139,7 +145,8 @@ impl<D: Device> Bench<D> {
         let limits = Limits { shard: 0, shards: 1, free_segments_min: 0, write_bytes_per_s: None };
         let index = started.index;
         let disk = Disk::new(started.tier, devices, limits, |_| {});
-        let memory = Arena::map(1, 256 << 20, 80 << 20, ArenaPages::Plain).unwrap().remove(0);
+        let pages = if is_huge() { ArenaPages::Huge } else { ArenaPages::Plain };
+        let memory = Arena::map(1, 256 << 20, 80 << 20, pages).unwrap().remove(0);
         let namespaces = Namespaces::new(BTreeMap::new(), Rules::default(), 4);
         let namespace = namespaces.open("bench").unwrap();
         Bench { index, disk: Rc::new(disk), memory: Rc::new(RefCell::new(memory)), namespace }
@@ -320,7 +327,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 type Way = (&'static str, fn(&Path, bool) -> Round);
 
 /// The first is what the others are compared with.
-const WAYS: [Way; 5] = [
+const WAYS: [Way; 6] = [
     ("fio", |folder, is_read| by_fio(folder, is_read, &[])),
     ("ring", |folder, is_read| on_ring(folder, is_read, None)),
     ("encrypted", |folder, is_read| {
@@ -330,6 +337,7 @@ const WAYS: [Way; 5] = [
     ("fio fixed", |folder, is_read| {
         by_fio(folder, is_read, &["--fixedbufs=1", "--registerfiles=1"])
     }),
+    ("fio huge", |folder, is_read| by_fio(folder, is_read, &["--iomem=shmhuge"])),
 ];
 
 fn main() {
@@ -340,8 +348,10 @@ fn main() {
     let folder = argument("--folder=").map_or(temporary.path().to_owned(), PathBuf::from);
     let only = argument("--only=");
     let is_read = argument("--writes").is_none();
-    let is_wanted =
-        |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|wanted| wanted == name));
+    let is_wanted = |name: &str| match &only {
+        Some(only) => only.split(',').any(|wanted| wanted == name),
+        None => name != "fio huge" || is_huge(),
+    };
     let ways: Vec<Way> = WAYS.into_iter().filter(|(name, _)| is_wanted(name)).collect();
     let mut rounds: Vec<Vec<Round>> = Vec::new();
     println!("{:>10} {:>12} {:>12} {:>12}", "", "write MB/s", "read MB/s", "p50 us");
