@@ -118,19 +118,20 @@ impl ModelLife {
     /// and then by the house thread, since workers become ready without anybody leaving.
     pub fn call(&self, bells: &Bells, now_ms: u64) {
         let mut room = self.room();
-        for expired in room.expire(now_ms) {
+        let expired = room.expire(now_ms);
+        // Before each bell: who is called may be answered, and ask how many wait, while this thread rings.
+        self.note_length(&room);
+        for expired in expired {
             bells.ring(expired.core, expired.id, Called::Expired);
         }
         while !room.is_empty() && self.take_place() {
-            match room.next(now_ms) {
-                Some(next) => bells.ring(next.core, next.id, Called::Granted),
-                None => {
-                    self.running.fetch_sub(1, SeqCst);
-                    break;
-                }
-            }
+            let Some(next) = room.next(now_ms) else {
+                self.running.fetch_sub(1, SeqCst);
+                break;
+            };
+            self.note_length(&room);
+            bells.ring(next.core, next.id, Called::Granted);
         }
-        self.note_length(&room);
     }
 
     /// The house thread's look: what the workers offer may have changed.
