@@ -285,7 +285,9 @@ fn a_session_leaves_a_worker_that_has_become_dear() {
         engines.iter().find(holds).map(id_of)
     };
     let mut holding = router.client();
-    holding.send(bytes(CHAT, session, &chat("hold")));
+    // Long, so that the work it is believed to be is not over before the third comes.
+    let hold = chat(&format!("hold {}", "word ".repeat(2_000)));
+    holding.send(bytes(CHAT, session, &hold));
     until("it is held", || held_by().is_some());
     assert_eq!(held_by(), Some(home.clone()));
     let third = post(&router, session, &chat("third"));
