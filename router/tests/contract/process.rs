@@ -10,6 +10,8 @@ use super::engine::Engine;
 
 const START_MAX: Duration = Duration::from_secs(20);
 const SETTLE_MAX: Duration = Duration::from_secs(2);
+/// A first probe takes a few milliseconds; only those who have a key can see that it has ended.
+const UNSEEN_PROBES: Duration = Duration::from_millis(300);
 
 pub struct Router {
     child: Child,
@@ -86,7 +88,10 @@ impl Router {
         while Instant::now() < deadline {
             let metrics = Client::connect(self.admin).get("/metrics");
             let ready = metrics.text().lines().filter(is_ready).count();
-            if metrics.status != 200 || ready == workers {
+            if metrics.status != 200 {
+                return std::thread::sleep(UNSEEN_PROBES);
+            }
+            if ready == workers {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));

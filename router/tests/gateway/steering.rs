@@ -106,7 +106,7 @@ fn admins_steer_their_requests_and_nobody_else_does() {
     let steered = &log.of("steered", 1)[0];
     assert_eq!(steered.rules_from, RulesFrom::Request);
     assert_eq!((steered.rules.weights.load, steered.rules.temperature), (1.0, 0.25));
-    assert_eq!(steered.picked.unwrap().because, Because::Drawn);
+    assert_eq!(steered.picked.unwrap().because, Because::Drawn, "{steered:?}");
     let plain = &log.of("plain", 1)[0];
     assert_eq!((plain.rules_from, plain.rules.temperature), (RulesFrom::Configuration, 0.0));
     let text = std::fs::read_to_string(log.path()).unwrap();
